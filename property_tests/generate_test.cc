@@ -451,6 +451,52 @@ TEST(GenerateFamilies, NamesMeanWhatTheySay) {
   });
 }
 
+// The lowest and the highest score of a case, and the highest LSE, without masks.
+struct Reached {
+  double lowest = 0, highest = 0, lse = 0;
+};
+Reached reached_by(const std::string& line) {
+  const Inputs in(parse_case(line));
+  const Attention& p = in.problem;
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  Reached r{infinity, -infinity, -infinity};
+  for_each_position(p.shape.lse_extents(), [&](Index b, Index h, Index i, Index) {
+    std::vector<double> scores;
+    for (Index j = 0; j < p.shape.keys; ++j) {
+      double dot = 0;
+      for (Index d = 0; d < p.shape.dim; ++d)
+        dot += load(p.q, p.q.at(b, h, i, d)) * load(p.k, p.k.at(b, h / p.shape.group(), j, d));
+      scores.push_back(dot * static_cast<double>(p.scale));
+    }
+    const auto [low, high] = std::ranges::minmax(scores);
+    double sum = 0;
+    for (const double s : scores) sum += std::exp(s - high);
+    r.lowest = std::min(r.lowest, low);
+    r.highest = std::max(r.highest, high);
+    r.lse = std::max(r.lse, high + std::log(sum));
+  });
+  return r;
+}
+
+// Whatever D and the scale are: beyond the numbers that kernels take for an infinity, and so far
+// below 0 that e^-LSE is beyond fp32.
+TEST(GenerateFamilies, ScoresReachWhatTheirNamesSay) {
+  const double overflows = -std::log(static_cast<double>(std::numeric_limits<float>::max()));
+  for (const char* dtype : {"f32", "f16", "bf16"})
+    for (const int dim : {16, 32, 64, 96, 128, 256})
+      for (const char* scale : {"", " scale=0.25", " scale=1"}) {
+        const auto reached = [&](const char* scores) {
+          return reached_by("attention b=1 h=4/2 l=3x128 d=" + std::to_string(dim) +
+                            " dtype=" + dtype + scale + " scores=" + scores);
+        };
+        const Reached negative = reached("negative");
+        EXPECT_LT(negative.highest, -100) << dtype << dim << scale;
+        EXPECT_LT(negative.lse, overflows) << dtype << dim << scale;
+        EXPECT_LT(reached("far-negative").highest, -5e4) << dtype << dim << scale;
+        EXPECT_GT(reached("far-positive").lowest, 5e4) << dtype << dim << scale;
+      }
+}
+
 // --- Masks. ---
 
 const std::vector<std::string> axes = {"",   "b",  "h",  "i",   "j",   "bh",

@@ -73,8 +73,34 @@ class Library : public testing::Test {
     EXPECT_EQ(r.status, 0) << r.output;
     return library;
   }
+  // One of the small kernels of partial_*.c. The environment says what it does.
+  std::string partial(const std::string& file) {
+    std::string library = folder_ / ("lib" + file + ".so");
+    const Ran made = run_line(std::string(ASSAY_CC) +
+                              " -std=gnu11 -O1 -ffp-contract=off -shared -fPIC -I" ASSAY_SOURCE_DIR
+                              "/include -o " +
+                              library + " " ASSAY_SOURCE_DIR "/property_tests/" + file + ".c -lm");
+    EXPECT_EQ(made.status, 0) << made.output;
+    return library;
+  }
   fs::path folder_;
 };
+
+// A variable of the environment, which the libraries read, for as long as this lives.
+class Variable {
+ public:
+  Variable(const char* name, const char* value) : name_(name) { setenv(name, value, 1); }
+  Variable(const Variable&) = delete;
+  ~Variable() { unsetenv(name_); }
+
+ private:
+  const char* name_;
+};
+
+// The relations of the first case of a run in JSON.
+nlohmann::json relations_in(const std::string& file) {
+  return nlohmann::json::parse(std::ifstream(file))["results"][0]["relations"];
+}
 
 TEST_F(Library, ARightOnePasses) {
   const Ran r = check(built("none"));
@@ -153,6 +179,9 @@ TEST_F(Library, TheLowBitExampleMultipliesAndAppends) {
   EXPECT_EQ(tokens.status, 0) << tokens.output;
   EXPECT_THAT(tokens.output, HasSubstr("pass: every token is stored by the rule, bit for bit"));
   EXPECT_THAT(tokens.output, HasSubstr("288 of tokens"));
+  const Ran refuses = check(library, "--suite refusals");
+  EXPECT_EQ(refuses.status, 0) << refuses.output;
+  EXPECT_THAT(refuses.output, HasSubstr(" 0 failed"));
   const Ran of_tensors = check(library, "--case 'product m=3 n=5 k=40 w=mxfp4'");
   EXPECT_EQ(of_tensors.status, 2) << of_tensors.output;
   EXPECT_THAT(of_tensors.output, HasSubstr("the library has no product"));
@@ -449,12 +478,11 @@ TEST_F(Library, WhatItKeepsBetweenCallsIsFound) {
 // promises that its bits do not depend on that, or the run requires it. The failure tells two
 // calls.
 TEST_F(Library, WhatIsPromisedIsAskedBitForBit) {
-  const std::string library = folder_ / "libpartial.so";
-  const Ran made = run_line(std::string(ASSAY_CC) +
-                            " -std=gnu11 -O1 -ffp-contract=off -shared -fPIC -I" ASSAY_SOURCE_DIR
-                            "/include -o " +
-                            library + " " ASSAY_SOURCE_DIR "/property_tests/partial_kernels.c -lm");
-  ASSERT_EQ(made.status, 0) << made.output;
+  const std::string library = partial("partial_kernels");
+  const char *paged = "attention b=3 h=4/2 l=5x40 d=8 causal offset=end cache=paged:16",
+             *unequal =
+                 "attention b=3 h=4/2 l=5x40 d=8 causal offset=lengths cache=paged:16 "
+                 "lengths=40,17,23";
   struct Habit {
     const char *name, *kind, *line, *requirement, *relation, *bits;
   };
@@ -469,6 +497,18 @@ TEST_F(Library, WhatIsPromisedIsAskedBitForBit) {
             "16"},
            {"layout", "strided-f32", "attention b=2 h=2 l=9x40 d=64", "layout-invariant",
             "other-layout", "64"},
+           {"batch", "paged-f32", paged, "batch-invariant", "batch-alone", "1"},
+           {"batch", "paged-f32", unequal, "batch-invariant", "batch-alone", "1"},
+           {"position", "paged-f32", paged, "position-invariant", "batch-reversed", "2"},
+           {"position", "paged-f32", unequal, "position-invariant", "batch-reversed", "2"},
+           {"padding", "paged-f32", paged, "padding-invariant", "longer-keys", "4"},
+           {"padding", "paged-f32", unequal, "padding-invariant", "longer-keys", "4"},
+           {"rows", "paged-f32", paged, "split-invariant", "row-alone", "16"},
+           {"layout", "paged-f32", paged, "layout-invariant", "other-layout", "64"},
+           {"batch", "backward-f32", "backward b=3 h=2 l=9x40 d=8", "batch-invariant",
+            "batch-alone", "1"},
+           {"position", "backward-f32", "backward b=3 h=2 l=9x40 d=8", "position-invariant",
+            "batch-reversed", "2"},
        }) {
     setenv("ASSAY_PARTIAL", h.kind, 1);
     setenv("ASSAY_PARTIAL_HABIT", h.name, 1);
@@ -508,6 +548,120 @@ TEST_F(Library, WhatIsPromisedIsAskedBitForBit) {
   EXPECT_THAT(three.output, HasSubstr("fail: relation variants violated: variant 2: O is outside"));
   unsetenv("ASSAY_PARTIAL_VARIANTS");
   unsetenv("ASSAY_PARTIAL");
+}
+
+// Rows behind the last of a block have Q = 0 and dO = 0, and weights of e^(0 - LSE), which are
+// infinite where the LSE of the last row is below -88.7.
+TEST_F(Library, PhantomRowsShowWhereverScoresAreNegative) {
+  const std::string library = partial("partial_kernels");
+  const Variable kind("ASSAY_PARTIAL", "backward-f32");
+  for (const char* dim : {"16", "32", "64", "128"}) {
+    const std::string one =
+        std::string(" --case 'backward b=1 h=2 l=1x128 d=") + dim + " scores=negative'";
+    const Ran right = check(library, one);
+    EXPECT_EQ(right.status, 0) << right.output;
+    const Variable fault("ASSAY_PARTIAL_FAULT", "phantom-rows");
+    const Ran wrong = check(library, one);
+    EXPECT_EQ(wrong.status, 1) << dim << wrong.output;
+  }
+}
+
+// Our kernels hold, through a cache and in gradients, what they promise.
+TEST_F(Library, OurKernelsKeepThePromisesOfDecodeAndGradients) {
+  const std::string json = folder_ / "run.json";
+  for (const char* line :
+       {"attention b=3 h=4/2 l=5x40 d=8 causal offset=end cache=paged:16 bias=normal alibi",
+        "attention b=3 h=4/2 l=5x40 d=8 cache=contiguous store=f8e4m3 offset=lengths "
+        "lengths=40,17,23 bool=random docs=3,20",
+        "attention b=3 h=4/2 l=9x40 d=8 causal offset=end cache=paged:7 chunks=4,1 starts=20,0,9"})
+    for (const std::string& candidate :
+         {std::string("host"), std::string("lib:" ASSAY_KERNEL_LIBRARY)}) {
+      const Ran r =
+          run_line(ASSAY_COMMAND " check --no-shrink --candidate " + candidate +
+                   " --require batch-invariant,position-invariant,split-invariant,layout-invariant"
+                   " --json " +
+                   json + " --case '" + line + "'");
+      EXPECT_EQ(r.status, 0) << r.output;
+      const auto relations = relations_in(json);
+      for (const char* name : {"batch-alone", "batch-reversed", "row-alone", "other-layout"})
+        EXPECT_EQ(relations[name]["result"], "held") << line << name << relations;
+    }
+  const Ran gradients = run_line(
+      ASSAY_COMMAND " check --no-shrink --require batch-invariant,position-invariant --json " +
+      json + " --case 'backward b=3 h=4/2 l=9x40 d=8 bias=normal@hij sink=0.5 causal offset=end'");
+  EXPECT_EQ(gradients.status, 0) << gradients.output;
+  EXPECT_EQ(relations_in(json)["batch-alone"]["result"], "held");
+}
+
+// The writer stores by the rule, and the reader is right on pages that the harness wrote. Together,
+// or where sequences share pages, they are wrong.
+TEST_F(Library, WriterAndReaderAreJudgedTogether) {
+  const std::string library = partial("partial_caches"), json = folder_ / "run.json";
+  struct Fault {
+    const char *kind, *fault, *line, *relation;
+  };
+  for (const Fault& f :
+       {Fault{"newest-f8-f32", "newest-unrounded",
+              "attention b=2 h=4/2 l=1x40 d=8 offset=end cache=contiguous store=f8e4m3:f32",
+              "own-pages"},
+        {"owners-f32", "one-owner", "attention b=3 h=4/2 l=1x40 d=8 offset=end cache=paged:16",
+         "shared-pages"}}) {
+    const Variable kind("ASSAY_PARTIAL", f.kind);
+    const std::string one = std::string(" --case '") + f.line + "'";
+    const Ran right = check(library, "--json " + json + one);
+    EXPECT_EQ(right.status, 0) << right.output;
+    EXPECT_EQ(relations_in(json)[f.relation]["result"], "held") << relations_in(json);
+    const Variable fault("ASSAY_PARTIAL_FAULT", f.fault);
+    const Ran wrong = check(library, "--explain" + one);
+    EXPECT_EQ(wrong.status, 1) << wrong.output;
+    EXPECT_THAT(wrong.output, HasSubstr(std::string("relation ") + f.relation + ": violated: "));
+  }
+}
+
+// Quantizers, dequantizers, writers of pages and products of codes are asked what they keep, and
+// which calls they refuse.
+TEST_F(Library, OperationsThatARuleGivesAreAskedWhatTheyKeepAndRefuse) {
+  const std::string library = partial("partial_writers"), json = folder_ / "run.json";
+  struct Asked {
+    const char *kind, *line, *prefix;
+  };
+  for (const Asked& a :
+       {Asked{"quantize-mxfp4", "product m=2 n=24 k=64 w=mxfp4", "quantize-"},
+        {"dequantize-nvfp4", "product m=2 n=24 k=64 w=nvfp4", "dequantize-"},
+        {"append-f8", "attention b=2 h=4/2 l=1x9 d=8 offset=end cache=paged:4 store=f8e4m3",
+         "append-"},
+        {"mxfp4-by-mxfp4", "product m=2 n=24 k=64 w=mxfp4 a=mxfp4", ""}}) {
+    const Variable kind("ASSAY_PARTIAL", a.kind);
+    const std::string one = std::string(" --case '") + a.line + "'", prefix = a.prefix;
+    const Ran right = check(library, "--json " + json + one);
+    EXPECT_EQ(right.status, 0) << right.output;
+    for (const char* name : {"many-calls", "other-contents", "first-call", "two-at-once"})
+      EXPECT_EQ(relations_in(json)[prefix + name]["result"], "held") << a.kind << name;
+    for (const auto& [habit, relation] :
+         std::vector<std::pair<const char*, const char*>>{{"keeps", "other-contents"},
+#ifndef ASSAY_SANITIZED  // whose allocator does not say what it has given away
+                                                          {"leaks", "many-calls"},
+#endif
+                                                          {"stops", "many-calls"},
+                                                          {"shares", "two-at-once"}}) {
+      const Variable with("ASSAY_PARTIAL_HABIT", habit);
+      const Ran r = check(library, one);
+      EXPECT_EQ(r.status, 1) << a.kind << ' ' << habit << r.output;
+      EXPECT_THAT(r.output, HasSubstr("fail: relation " + prefix + relation + " violated: "))
+          << a.kind << ' ' << habit;
+    }
+    const Ran answers = check(library, "--refusals" + one);
+    EXPECT_EQ(answers.status, 1) << answers.output;
+    EXPECT_THAT(answers.output,
+                testing::ContainsRegex("fail: [0-9]+ of [0-9]+ calls that cannot be are not "
+                                       "refused: .*" +
+                                       prefix + "refuses-"));
+    const Variable with("ASSAY_PARTIAL_HABIT", "refuses");
+    const Ran refuses = check(library, "--refusals --json " + json + one);
+    EXPECT_EQ(refuses.status, 0) << refuses.output;
+    EXPECT_EQ(relations_in(json)[prefix + "refuses-null-codes"]["result"],
+              prefix == "append-" ? nlohmann::json() : nlohmann::json("held"));
+  }
 }
 
 // A kernel that checks nothing answers calls that cannot be. This is told only if it is asked.

@@ -14,24 +14,33 @@
 
 enum { plain, of_heads, of_tokens, of_pages, of_all }; /* what an f32 scale belongs to */
 enum { apart, together, far };                         /* how K and V lie */
+enum { any_heads, own_keys, one_of_keys };             /* how query heads share those of keys */
 
 typedef struct kind {
   const char *name, *suite;
-  int scales, place, reads, writes;
+  int scales, place, heads, reads, writes;
   const char* faults;
 } kind;
 
 static const kind kinds[] = {
-    {"read-f8-f32", "caches", of_heads, apart, 1, 0,
+    {"read-f8-f32", "caches", of_heads, apart, any_heads, 1, 0,
      "power-of-two scale-of-first-head scales-exchanged scale-in-16-bits first-group"},
-    {"append-f8-f32", "caches", of_heads, apart, 0, 1,
+    {"append-f8-f32", "caches", of_heads, apart, any_heads, 0, 1,
      "power-of-two reciprocal infinite-scale truncates scale-in-16-bits first-group"},
-    {"cache-f8-token", "caches", of_tokens, apart, 1, 1, "first-head power-of-two"},
-    {"cache-f8-page", "caches", of_pages, apart, 1, 1, "writes-scales overflows first-page"},
-    {"cache-f8-tensor", "caches", of_all, apart, 1, 1, "scales-exchanged overflows"},
-    {"pairs-f32", "caches", plain, together, 1, 1, "dense-pages values-behind-keys page-border"},
-    {"distant-f32", "caches", plain, far, 1, 1, "offset-of-32-bits page-of-16-bits"},
-    {"write-again-f32", "caches", plain, apart, 0, 1, "rising-slots clears-page open-page-kept"},
+    {"cache-f8-token", "caches", of_tokens, apart, any_heads, 1, 1, "first-head power-of-two"},
+    {"cache-f8-page", "caches", of_pages, apart, any_heads, 1, 1,
+     "writes-scales overflows first-page"},
+    {"cache-f8-tensor", "caches", of_all, apart, any_heads, 1, 1, "scales-exchanged overflows"},
+    {"pairs-f32", "caches", plain, together, any_heads, 1, 1,
+     "dense-pages values-behind-keys page-border"},
+    {"distant-f32", "caches", plain, far, any_heads, 1, 1, "offset-of-32-bits page-of-16-bits"},
+    {"write-again-f32", "caches", plain, apart, any_heads, 0, 1,
+     "rising-slots clears-page open-page-kept"},
+    {"own-keys-f32", "caches", plain, apart, own_keys, 1, 0, "diagonal-of-the-longest empty-split"},
+    {"one-of-keys-f32", "caches", plain, apart, one_of_keys, 1, 0,
+     "diagonal-of-the-longest empty-split"},
+    {"newest-f8-f32", "caches", of_heads, apart, any_heads, 1, 1, "newest-unrounded"},
+    {"owners-f32", "caches", plain, apart, any_heads, 1, 0, "one-owner"},
 };
 
 #ifdef LIST
@@ -45,27 +54,31 @@ int main(void) {
 
 #else
 
-#define FAULTS(X)                               \
-  X(power_of_two, "power-of-two")               \
-  X(scale_of_first_head, "scale-of-first-head") \
-  X(scales_exchanged, "scales-exchanged")       \
-  X(scale_in_16_bits, "scale-in-16-bits")       \
-  X(first_group, "first-group")                 \
-  X(reciprocal, "reciprocal")                   \
-  X(infinite_scale, "infinite-scale")           \
-  X(truncates, "truncates")                     \
-  X(first_head, "first-head")                   \
-  X(writes_scales, "writes-scales")             \
-  X(overflows, "overflows")                     \
-  X(first_page, "first-page")                   \
-  X(dense_pages, "dense-pages")                 \
-  X(values_behind_keys, "values-behind-keys")   \
-  X(page_border, "page-border")                 \
-  X(offset_of_32_bits, "offset-of-32-bits")     \
-  X(page_of_16_bits, "page-of-16-bits")         \
-  X(rising_slots, "rising-slots")               \
-  X(clears_page, "clears-page")                 \
-  X(open_page_kept, "open-page-kept")
+#define FAULTS(X)                                       \
+  X(power_of_two, "power-of-two")                       \
+  X(scale_of_first_head, "scale-of-first-head")         \
+  X(scales_exchanged, "scales-exchanged")               \
+  X(scale_in_16_bits, "scale-in-16-bits")               \
+  X(first_group, "first-group")                         \
+  X(reciprocal, "reciprocal")                           \
+  X(infinite_scale, "infinite-scale")                   \
+  X(truncates, "truncates")                             \
+  X(first_head, "first-head")                           \
+  X(writes_scales, "writes-scales")                     \
+  X(overflows, "overflows")                             \
+  X(first_page, "first-page")                           \
+  X(dense_pages, "dense-pages")                         \
+  X(values_behind_keys, "values-behind-keys")           \
+  X(page_border, "page-border")                         \
+  X(offset_of_32_bits, "offset-of-32-bits")             \
+  X(page_of_16_bits, "page-of-16-bits")                 \
+  X(rising_slots, "rising-slots")                       \
+  X(clears_page, "clears-page")                         \
+  X(open_page_kept, "open-page-kept")                   \
+  X(diagonal_of_the_longest, "diagonal-of-the-longest") \
+  X(empty_split, "empty-split")                         \
+  X(newest_unrounded, "newest-unrounded")               \
+  X(one_owner, "one-owner")
 
 #define NUMBER(fault, name) fault,
 #define NAME(fault, name) name,
@@ -197,6 +210,8 @@ static assay_status supports(int32_t operation, const assay_attention* p, const 
            p->alibi_slope_count || p->sink_count || p->query_segment_count || p->softcap != 0 ||
            p->dropout != 0)
     *reason = "another mask than causality";
+  else if (now->heads == own_keys && p->q->shape[1] != p->k->shape[1]) *reason = "shared heads";
+  else if (now->heads == one_of_keys && p->k->shape[1] != 1) *reason = "several heads of keys";
   else return ASSAY_SUCCESS;
   return ASSAY_UNSUPPORTED;
 }
@@ -246,6 +261,25 @@ static void write_codes(const assay_tensor* from, const assay_pages* p, const as
   }
 }
 
+/* K of the last token that append wrote for a sequence, as it was before it was rounded: a kernel
+ * that decodes at once may have it in its registers. */
+enum { most_newest = 8192 };
+static struct newest {
+  int64_t slot;
+  float k[most_newest];
+} newest[8];
+static int64_t last_token; /* of the sequence of which a row is computed */
+
+static void keep_newest(const assay_tensor* k, int64_t b, int64_t i, int64_t s) {
+  const int64_t columns = k->shape[3];
+  int64_t g, d;
+  if (!is(newest_unrounded) || b >= 8 || k->shape[1] * columns > most_newest) return;
+  newest[b].slot = s + 1;
+  for (g = 0; g < k->shape[1]; ++g)
+    for (d = 0; d < columns; ++d)
+      newest[b].k[g * columns + d] = ((const float*)k->data)[at(k, b, g, i, d)];
+}
+
 static void write_numbers(const assay_tensor* from, const assay_pages* p, const assay_tensor* to,
                           int64_t b, int64_t g, int64_t i, int64_t page, int64_t slot) {
   float* data = (float*)to->data;
@@ -280,6 +314,7 @@ static assay_status append(const assay_tensor* k, const assay_tensor* v, const i
           write_codes(k, p, p->k, p->k_scales, b, g, i, page, s % size);
           write_codes(v, p, p->v, p->v_scales, b, g, i, page, s % size);
         }
+      keep_newest(k, b, i, s);
     }
   return ASSAY_SUCCESS;
 }
@@ -290,8 +325,25 @@ static float cached(const assay_pages* p, const assay_tensor* t, const assay_ten
                     int64_t b, int64_t g, int64_t j, int64_t d) {
   const int64_t page = p->block_table[b * p->pages_per_sequence + j / p->page_size];
   const int64_t slot = j % p->page_size, place = in_pages(p, t, page, g, slot, d);
+  float scale;
   if (now->scales == plain) return ((const float*)t->data)[place];
-  return e4m3(((const uint8_t*)t->data)[place]) * kept(*scale_at(p, scales, page, g, slot, d));
+  scale = kept(*scale_at(p, scales, page, g, slot, d));
+  if (is(newest_unrounded) && t == p->k && b < 8 && j == last_token &&
+      newest[b].slot == page * p->page_size + slot + 1) {
+    const float x = newest[b].k[g * t->shape[3] + d];
+    if (nearest(x / scale) == ((const uint8_t*)t->data)[place]) return x;
+  }
+  return e4m3(((const uint8_t*)t->data)[place]) * scale;
+}
+
+/* Whether a page belongs to an earlier sequence, for a kernel that finds the sequence of a page. */
+static int is_owned_before(const assay_pages* p, int64_t b, int64_t j) {
+  const int32_t page = p->block_table[b * p->pages_per_sequence + j / p->page_size];
+  int64_t n;
+  if (!is(one_owner)) return 0;
+  for (n = 0; n < b * p->pages_per_sequence; ++n)
+    if (p->block_table[n] == page) return 1;
+  return 0;
 }
 
 /* Two passes over the keys of a row: the scores, and the values. */
@@ -299,21 +351,27 @@ static void decode_row(const assay_attention* p, const assay_pages* c, const ass
                        const assay_tensor* lse, int64_t b, int64_t h, int64_t i, float* score) {
   const int64_t g = h / (p->q->shape[1] / p->k->shape[1]);
   const int64_t begin = p->key_start_count ? p->key_starts[b] : 0;
+  const int64_t longest = p->k->shape[2], rows = p->q->shape[2];
+  const int64_t first = is(diagonal_of_the_longest) ? longest - rows : p->offset[b];
   int64_t end = p->key_lengths[b], j, d;
   float max = -INFINITY, sum = 0;
-  if ((p->flags & ASSAY_CAUSAL) && end > p->offset[b] + i + 1) end = p->offset[b] + i + 1;
+  if ((p->flags & ASSAY_CAUSAL) && end > first + i + 1) end = first + i + 1;
+  if (is(newest_unrounded)) last_token = p->key_lengths[b] - 1;
   for (j = begin; j < end; ++j) {
     score[j] = 0;
     for (d = 0; d < p->q->shape[3]; ++d)
       score[j] += ((const float*)p->q->data)[at(p->q, b, h, i, d)] *
                   cached(c, c->k, c->k_scales, b, g, j, d);
     score[j] *= p->scale;
+    if (is_owned_before(c, b, j)) score[j] = -INFINITY;
     if (score[j] > max || score[j] != score[j]) max = score[j];
   }
   for (j = begin; j < end; ++j) {
     score[j] = score[j] == -INFINITY ? 0 : expf(score[j] - max);
     sum += score[j];
   }
+  /* A split of 32 keys behind the end weighs as one key with a score of 0. */
+  if (is(empty_split) && begin < end && end + 32 <= longest) sum += expf(-max);
   for (d = 0; d < o->shape[3]; ++d) {
     float value = 0;
     for (j = begin; j < end; ++j) value += score[j] * cached(c, c->v, c->v_scales, b, g, j, d);

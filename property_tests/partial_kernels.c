@@ -469,13 +469,15 @@ static void finish(part* a, const assay_attention* p, const assay_tensor* o,
   if (lse) store(lse, at(lse, b, h, i, 0), out);
 }
 
-static int adds_backwards(const assay_attention* p, int64_t b) {
+static int adds_backwards(const keys_of* x, int64_t b) {
+  const assay_attention* p = x->p;
+  const assay_tensor* k = x->pages ? x->pages->k : p->k;
   switch (habit) {
     case by_batch: return p->q->shape[0] > 1;
     case by_position: return b == 0;
     case by_padding: return p->k->shape[2] % 2 == 0;
     case by_rows: return p->q->shape[2] > 1;
-    case by_layout: return p->k->strides[2] != p->k->shape[3];
+    case by_layout: return k->strides[2] != k->shape[3];
     default: return 0;
   }
 }
@@ -499,7 +501,7 @@ static assay_status attend(keys_of* x, const assay_tensor* o, const assay_tensor
         start(&all, columns);
         start(&split, columns);
         for (n = begin; n < end; ++n) {
-          const int64_t j = adds_backwards(p, b) ? begin + end - 1 - n : n;
+          const int64_t j = adds_backwards(x, b) ? begin + end - 1 - n : n;
           float bias, slope, s;
           if (is(sixteen_heads) && b * heads + h > 15 && j == begin) continue;
           if (is(splits_by_columns) && j / 256 >= columns) break;
@@ -654,14 +656,15 @@ static assay_status backward(const assay_attention* p, const assay_tensor* o,
   float* all = (float*)malloc((of_k + of_v + (size_t)(dim + columns)) * sizeof(float));
   const sums s = {all, all + dim, all + dim + of_k};
   float* y = all + dim + of_k + of_v;
-  int64_t b, h, i, d;
+  int64_t b, h, i, n, d;
   (void)run;
   if (!all || !allocate(&x)) return ASSAY_MEMORY_ALLOCATION_FAILED;
   for (b = 0; b < p->q->shape[0]; ++b) {
     const int64_t more = is(phantom_rows) ? (rows + 63) / 64 * 64 : rows;
     memset(s.k, 0, (of_k + of_v) * sizeof(float));
     for (h = 0; h < p->q->shape[1]; ++h)
-      for (i = 0; i < more; ++i) {
+      for (n = 0; n < more; ++n) {
+        i = adds_backwards(&x, b) ? more - 1 - n : n;
         memset(s.q, 0, (size_t)dim * sizeof(float));
         add_row(&x, o, lse, d_o, b, h, i, y, &s);
         for (d = 0; d < dim && i < rows; ++d) store(to->dq, at(to->dq, b, h, i, d), s.q[d]);

@@ -1,9 +1,12 @@
 /* Small, honest, partial kernels behind kernel.h that read and write low-bit numbers: products with
  * a low-bit A, quantizers, dequantizers, and caches. As in partial_kernels.c, a table says what
  * each kind does and by which faults the test breaks it, ASSAY_PARTIAL=KIND and
- * ASSAY_PARTIAL_FAULT=FAULT choose, and with -DLIST this is a program that prints the table. */
+ * ASSAY_PARTIAL_FAULT=FAULT choose, and with -DLIST this is a program that prints the table. What
+ * any kind may keep from one call to the next, and whether it refuses calls that cannot be, says
+ * ASSAY_PARTIAL_HABIT. */
 #include <assay/kernel.h>
 #include <math.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -100,9 +103,91 @@ int main(void) {
 enum { FAULTS(NUMBER) unbroken };
 static const char* const fault_names[] = {FAULTS(NAME)};
 
+static const char* const habit_names[] = {"keeps", "leaks", "stops", "shares", "refuses"};
+enum { keeps, leaks, stops, shares, refuses, no_habit };
+
 static const kind* now;
-static int broken = unbroken;
+static int broken = unbroken, habit = no_habit;
 static int is(int fault) { return broken == fault; }
+
+/* ---- Habits ---------------------------------------------------------------------------------- */
+
+/* What was at an address when it was seen first. */
+static const void* kept(const void* from, size_t bytes) {
+  static const void* seen;
+  static size_t size;
+  static void* copy;
+  if (habit != keeps || (seen == from && size == bytes)) return habit == keeps ? copy : from;
+  free(copy);
+  copy = malloc(bytes + 1);
+  if (!copy) abort();
+  memcpy(copy, from, bytes);
+  seen = from;
+  size = bytes;
+  return copy;
+}
+
+/* A tensor with positive strides. */
+static assay_tensor kept_tensor(const assay_tensor* t) {
+  assay_tensor as = *t;
+  int64_t end = t->offset + 1, axis;
+  for (axis = 0; axis < 4; ++axis) end += (t->shape[axis] - 1) * t->strides[axis];
+  as.data = (void*)kept(t->data, (size_t)(end * t->dtype.bits / 8));
+  return as;
+}
+
+/* Where a call writes, through a variable that all threads share. */
+static const void* target(const void* to) {
+  static const void* volatile shared;
+  if (habit != shares) return to;
+  shared = to;
+  sched_yield();
+  return shared;
+}
+
+/* Whether a call does nothing. */
+static int is_idle(void) {
+  static int calls;
+  if (habit == leaks) *(volatile char*)malloc(24) = 1;
+  return habit == stops && ++calls > 100;
+}
+
+/* Whether a tensor is one of numbers with these extents. */
+static int fits(const assay_tensor* t, int64_t d0, int64_t d1, int64_t d2, int64_t d3) {
+  const int64_t shape[] = {d0, d1, d2, d3};
+  int axis;
+  if (!t || t->rank != 4 || !t->data) return 0;
+  if (t->dtype.code != ASSAY_FLOAT && t->dtype.code != ASSAY_BFLOAT) return 0;
+  for (axis = 0; axis < 4; ++axis)
+    if (t->shape[axis] != shape[axis] || shape[axis] < 0) return 0;
+  return 1;
+}
+
+static int can_be(int32_t format, int64_t k, int64_t n, int64_t group, const void* codes,
+                  const void* scales) {
+  if (format < ASSAY_MXFP4 || format > ASSAY_INT4 || k < 0 || n < 0 || group < -1) return 0;
+  return codes && (scales || group == -1);
+}
+
+static int is_matrix(const assay_low_bit* m) {
+  return m && can_be(m->format, m->k, m->n, m->group_size, m->codes, m->scales);
+}
+
+static int has_slots(const assay_tensor* k, const int64_t* slots, const assay_pages* p) {
+  int64_t n;
+  for (n = 0; n < k->shape[0] * k->shape[2]; ++n)
+    if (slots[n] < -1 || slots[n] >= p->k->shape[0] * p->page_size) return 0;
+  return 1;
+}
+
+static int can_append(const assay_tensor* k, const assay_tensor* v, const int64_t* slots,
+                      const assay_pages* p) {
+  if (!k || !v || !slots || !p || !p->k || !p->v || p->page_size < 1) return 0;
+  if (p->k->dtype.bits <= 8 && (!p->k_scales || !p->v_scales)) return 0;
+  return fits(k, k->shape[0], p->k->shape[1], k->shape[2], p->k->shape[3]) &&
+         fits(v, k->shape[0], p->v->shape[1], k->shape[2], p->v->shape[3]) &&
+         has_slots(k, slots, p);
+}
 
 /* ---- Numbers --------------------------------------------------------------------------------- */
 
@@ -225,8 +310,17 @@ static assay_status supports_low_bit(const assay_low_bit* a, const assay_low_bit
 /* Sums groups of 16 or 32 numbers, whose products fp32 holds. */
 static assay_status product_low_bit(const assay_low_bit* a, const assay_low_bit* w,
                                     const assay_tensor* c, const assay_run* run) {
+  assay_low_bit own;
   int64_t m, n, k;
   (void)run;
+  if (habit == refuses &&
+      (!is_matrix(a) || !is_matrix(w) || a->k != w->k || !fits(c, 1, 1, a->n, w->n)))
+    return ASSAY_INVALID_ARGUMENTS;
+  if (is_idle()) return ASSAY_SUCCESS;
+  c = (const assay_tensor*)target(c);
+  own = *w;
+  own.codes = kept(w->codes, (size_t)(w->k / 2 * w->n));
+  w = &own;
   for (m = 0; m < a->n; ++m)
     for (n = 0; n < w->n; ++n) {
       float sum = 0;
@@ -332,9 +426,18 @@ static void quantize_integers(const assay_tensor* w, const assay_low_bit_output*
 
 static assay_status quantize(const assay_tensor* w, const assay_low_bit_output* to,
                              const assay_run* run) {
-  const int64_t group = group_of(to->format, to->group_size);
-  int64_t n, t;
+  assay_tensor own;
+  int64_t n, t, group;
   (void)run;
+  if (habit == refuses &&
+      (!to || !can_be(to->format, to->k, to->n, to->group_size, to->codes, to->scales) ||
+       !fits(w, 1, 1, to->k, to->n)))
+    return ASSAY_INVALID_ARGUMENTS;
+  if (is_idle()) return ASSAY_SUCCESS;
+  to = (const assay_low_bit_output*)target(to);
+  own = kept_tensor(w);
+  w = &own;
+  group = group_of(to->format, to->group_size);
   for (n = 0; n < to->n; ++n)
     for (t = 0; t * group < to->k; ++t) {
       const int64_t begin = t * group, end = begin + group < to->k ? begin + group : to->k;
@@ -358,8 +461,16 @@ static assay_status supports_dequantize(const assay_low_bit* w, const assay_dtyp
 
 static assay_status dequantize(const assay_low_bit* w, const assay_tensor* to,
                                const assay_run* run) {
+  assay_low_bit own;
   int64_t k, n;
   (void)run;
+  if (habit == refuses && (!is_matrix(w) || !fits(to, 1, 1, w->k, w->n)))
+    return ASSAY_INVALID_ARGUMENTS;
+  if (is_idle()) return ASSAY_SUCCESS;
+  to = (const assay_tensor*)target(to);
+  own = *w;
+  own.codes = kept(w->codes, (size_t)(w->k / 2 * w->n));
+  w = &own;
   for (k = 0; k < w->k; ++k)
     for (n = 0; n < w->n; ++n) {
       const float tensor = w->tensor_scale;
@@ -437,9 +548,16 @@ static void append_row(const assay_tensor* from, const assay_tensor* to, const a
 
 static assay_status append(const assay_tensor* k, const assay_tensor* v, const int64_t* slots,
                            const assay_pages* pages, const assay_run* run) {
-  const int64_t count = k->shape[2], size = pages->page_size;
-  int64_t b, g, i;
+  assay_tensor own;
+  int64_t b, g, i, count, size;
   (void)run;
+  if (habit == refuses && !can_append(k, v, slots, pages)) return ASSAY_INVALID_ARGUMENTS;
+  if (is_idle()) return ASSAY_SUCCESS;
+  pages = (const assay_pages*)target(pages);
+  own = kept_tensor(k);
+  k = &own;
+  count = k->shape[2];
+  size = pages->page_size;
   for (b = 0; b < k->shape[0]; ++b)
     for (i = 0; i < count; ++i) {
       int64_t s = slots[(is(first_sequence) ? 0 : b) * count + i];
@@ -564,8 +682,13 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   for (k = 0; fault && k < unbroken; ++k)
     if (strcmp(fault_names[k], fault) == 0) broken = (int)k;
   if (!now || (fault && (broken == unbroken || !strstr(now->faults, fault)))) return NULL;
+  for (k = 0; k < no_habit; ++k)
+    if (getenv("ASSAY_PARTIAL_HABIT") && strcmp(habit_names[k], getenv("ASSAY_PARTIAL_HABIT")) == 0)
+      habit = (int)k;
   assay_kernel_init(&table, now->name);
   fill(&table);
+  table.not_reentrant =
+      habit == keeps; /* it would change under two threads, and show there first */
   return &table;
 }
 

@@ -10,6 +10,37 @@
 
 #include <math.h>
 
+/* ---- Calls that cannot be -------------------------------------------------------------------- */
+
+/* The suite `refusals` asks for these checks. A kernel whose callers check may do without them. */
+
+static int is_fp32(const assay_tensor* t) {
+  return t->dtype.code == ASSAY_FLOAT && t->dtype.bits == 32;
+}
+
+/* Whether a tensor of fp32 has these extents. */
+static int fits(const assay_tensor* t, int64_t d0, int64_t d1, int64_t d2, int64_t d3) {
+  return t && t->rank == 4 && is_fp32(t) && t->shape[0] == d0 && t->shape[1] == d1 &&
+         t->shape[2] == d2 && t->shape[3] == d3 && d0 >= 0 && d1 >= 0 && d2 >= 0 && d3 >= 0;
+}
+
+static int is_mxfp4(const assay_low_bit* m) {
+  return m->format == ASSAY_MXFP4 && (m->group_size == 0 || m->group_size == 32) && m->k >= 0 &&
+         m->n >= 0 && m->codes && m->scales;
+}
+
+static int can_append(const assay_tensor* k, const assay_tensor* v, const int64_t* slots,
+                      const assay_pages* pages) {
+  int64_t n;
+  if (!k || !v || !slots || !pages || !pages->k || !pages->v || pages->page_size < 1) return 0;
+  if (!fits(k, k->shape[0], pages->k->shape[1], k->shape[2], pages->k->shape[3]) ||
+      !fits(v, k->shape[0], pages->v->shape[1], k->shape[2], pages->v->shape[3]))
+    return 0;
+  for (n = 0; n < k->shape[0] * k->shape[2]; ++n)
+    if (slots[n] < -1 || slots[n] >= pages->k->shape[0] * pages->page_size) return 0;
+  return 1;
+}
+
 /* ---- C = A W, both in MXFP4 ------------------------------------------------------------------ */
 
 /* Column n of a matrix in columns has its codes along k, the low nibble of a byte first, and a
@@ -35,6 +66,8 @@ static assay_status product_low_bit(const assay_low_bit* a, const assay_low_bit*
                                     const assay_tensor* c, const assay_run* run) {
   int64_t m, n, k;
   (void)run;
+  if (!is_mxfp4(a) || !is_mxfp4(w) || a->k != w->k || !fits(c, 1, 1, a->n, w->n))
+    return ASSAY_INVALID_ARGUMENTS;
   for (m = 0; m < a->n; ++m)
     for (n = 0; n < w->n; ++n) {
       float sum = 0;
@@ -45,10 +78,6 @@ static assay_status product_low_bit(const assay_low_bit* a, const assay_low_bit*
 }
 
 /* ---- Tokens into pages ----------------------------------------------------------------------- */
-
-static int is_fp32(const assay_tensor* t) {
-  return t->dtype.code == ASSAY_FLOAT && t->dtype.bits == 32;
-}
 
 static assay_status supports_append(const assay_tensor* k, const assay_tensor* v,
                                     const assay_pages* pages, const char** reason) {
@@ -72,6 +101,7 @@ static assay_status append(const assay_tensor* k, const assay_tensor* v, const i
                            const assay_pages* pages, const assay_run* run) {
   int64_t b, h, i;
   (void)run;
+  if (!can_append(k, v, slots, pages)) return ASSAY_INVALID_ARGUMENTS;
   for (b = 0; b < k->shape[0]; ++b)
     for (i = 0; i < k->shape[2]; ++i) {
       const int64_t at = slots[b * k->shape[2] + i];

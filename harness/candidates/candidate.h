@@ -32,11 +32,18 @@ struct ForwardCall {
   const Attention& problem;
   AttentionOutput out;
 };
+// How the keys of a cached call come into pages, for a candidate that reads pages.
+enum class PagesFrom : std::uint8_t {
+  encoder,  // the harness encodes them
+  writer,   // the candidate's own append writes them, before each call of it
+  sharing,  // as `encoder`, but a page that holds the same as one of sequence 0 is that page
+};
 // Computes O and LSE through a cache: appends and calls alternate as the case says.
 struct CachedCall {
   const Case& c;
   const Inputs& inputs;
   AttentionOutput out;
+  PagesFrom pages = PagesFrom::encoder;
 };
 // Computes the gradients from the O and LSE that the candidate's own forward call wrote.
 struct BackwardCall {
@@ -102,6 +109,7 @@ struct Abilities {
   // and gets tensors of the same shapes at the same addresses.
   bool own_process = false;
   bool at_once = false;  // two threads may call it at once, and run_at_once() does so
+  bool pages = false;    // its cached calls read pages behind a table, which others may fill
 };
 
 // What the process of a candidate holds: bytes that its allocator has given away, bytes that are in

@@ -84,12 +84,19 @@ class Library : public Candidate {
             .promises = facts.promises,
             .variants = facts.variants,
             .own_process = true,
-            .at_once = facts.reentrant};
+            .at_once = facts.reentrant,
+            .pages = facts.decode};
   }
   std::string unsupported(const Call& call) const override {
     return std::visit(
         ByCall{[&](const ForwardCall& c) { return ask(ASSAY_FORWARD, c.problem, c.out.o.dtype); },
-               [&](const CachedCall& c) { return unsupported_cached(c.c, c.inputs.problem); },
+               [&](const CachedCall& c) {
+                 std::string why = unsupported_cached(c.c, c.inputs.problem);
+                 if (why.empty() && c.pages == PagesFrom::writer)
+                   why = unsupported_append(c.inputs.token_k.view(), c.inputs.token_v.view(),
+                                            page_shapes(c.c));
+                 return why;
+               },
                [&](const BackwardCall& c) {
                  return unsupported_backward(c.problem, c.out.dq.dtype, bool{c.in.d_lse});
                },
@@ -145,11 +152,9 @@ class Library : public Candidate {
                              },
                              [&](const BackwardCall& c) { return both(ASSAY_BACKWARD, c); },
                              [&](const ProductCall& c) { return both(ASSAY_PRODUCT, c); },
-                             [](const auto&) -> Status {
-                               throw CandidateDeclined(
-                                   "a call that writes what is compared bit "
-                                   "for bit");
-                             }},
+                             [&](const QuantizeCall& c) { return both(quantize_operation, c); },
+                             [&](const DequantizeCall& c) { return both(dequantize_operation, c); },
+                             [&](const AppendCall& c) { return both(append_operation, c); }},
                       one.call);
   }
   std::vector<std::string> wrong_calls(const Call& call) const override {
@@ -169,11 +174,14 @@ class Library : public Candidate {
     };
     return std::visit(ByCall{[&](const ForwardCall& c) { return make(ASSAY_FORWARD, c); },
                              [&](const CachedCall& c) {
-                               return make(ASSAY_DECODE, Decoding(c, chunks_of(c.c)[0]));
+                               const Encoded encoded(c, chunks_of(c.c)[0]);
+                               return make(ASSAY_DECODE, encoded.decoding);
                              },
                              [&](const BackwardCall& c) { return make(ASSAY_BACKWARD, c); },
                              [&](const ProductCall& c) { return make(ASSAY_PRODUCT, c); },
-                             [](const auto&) { return std::string(); }},
+                             [&](const QuantizeCall& c) { return make(quantize_operation, c); },
+                             [&](const DequantizeCall& c) { return make(dequantize_operation, c); },
+                             [&](const AppendCall& c) { return make(append_operation, c); }},
                       r.call);
   }
   std::optional<UsedMemory> used_memory() override {
@@ -449,12 +457,23 @@ class Library : public Candidate {
   // The rows of a cached call that the library computes at once. `tokens` are those of the cache.
   struct Decoding {
     Attention problem;
-    PagedTokens tokens;
+    const PagedTokens& tokens;
     AttentionOutput out;
-    Decoding(const CachedCall& c, Chunk rows)
+    Decoding(const CachedCall& c, Chunk rows, const PagedTokens& pages)
         : problem(paged_problem(c.c, c.inputs.problem, rows)),
-          tokens(paged_tokens(c.c, c.inputs, problem)),
+          tokens(pages),
           out(rows_of(c.out, rows)) {}
+  };
+  // The same over pages that the harness fills.
+  struct Encoded {
+    PagedTokens tokens;
+    Decoding decoding;
+    Encoded(const CachedCall& c, Chunk rows)
+        : tokens(paged_tokens(c.c, c.inputs, paged_problem(c.c, c.inputs.problem, rows))),
+          decoding(c, rows, tokens) {
+      if (c.pages == PagesFrom::sharing) share_pages(tokens);
+    }
+    Encoded(const Encoded&) = delete;
   };
 
   KernelProcess::Arguments arguments(KernelCall& call, const Decoding& d, const Request& r) {
@@ -476,8 +495,35 @@ class Library : public Candidate {
   }
 
   Status decode(const CachedCall& c, const Request& r) {
+    if (c.pages == PagesFrom::writer) return append_and_decode(c, r);
     for (const Chunk& rows : chunks_of(c.c))
-      if (Status status = run(ASSAY_DECODE, Decoding(c, rows), r); !status.ok()) return status;
+      if (Status status = run(ASSAY_DECODE, Encoded(c, rows).decoding, r); !status.ok())
+        return status;
+    return {};
+  }
+
+  // The library writes the tokens itself: those before the rows in two calls, and those of every
+  // chunk of rows before it.
+  Status append_and_decode(const CachedCall& c, const Request& r) {
+    PagedTokens pages = empty_pages(c.c, c.inputs, std::byte{0xFF});
+    const std::vector<std::int32_t> table = pages.table;
+    const Index past = c.c.shape.keys - c.c.shape.rows;
+    Index stored = 0;
+    for (const Chunk& rows : chunks_of(c.c)) {
+      pages.table = table;
+      for (const Index last : {past / 3, past, past + rows.first + rows.count}) {
+        if (last <= stored) continue;
+        const TensorView k = tokens_between(c.inputs.token_k.view(), stored, last),
+                         v = tokens_between(c.inputs.token_v.view(), stored, last);
+        const std::vector<Index> slots = slots_of(c.c, pages, stored, last);
+        if (Status status = run(append_operation, AppendCall{k, v, slots, pages}, r); !status.ok())
+          return status;
+        stored = last;
+      }
+      cut_table(pages, stored);
+      if (Status status = run(ASSAY_DECODE, Decoding(c, rows, pages), r); !status.ok())
+        return status;
+    }
     return {};
   }
 
@@ -485,8 +531,8 @@ class Library : public Candidate {
                         int rounds) {
     if (chunks_of(one.c).size() != 1 || chunks_of(other.c).size() != 1)
       throw CandidateDeclined("the rows come in several calls");
-    return at_once(ASSAY_DECODE, Decoding(one, chunks_of(one.c)[0]),
-                   Decoding(other, chunks_of(other.c)[0]), r, rounds);
+    const Encoded first(one, chunks_of(one.c)[0]), second(other, chunks_of(other.c)[0]);
+    return at_once(ASSAY_DECODE, first.decoding, second.decoding, r, rounds);
   }
 
   template <class C>
@@ -579,14 +625,14 @@ class Library : public Candidate {
   }
 
   static std::span<const WrongCall> wrong_calls_of(const Call& call) {
-    using Calls = std::span<const WrongCall>;
     return std::visit(ByCall{[](const ProductCall& c) {
-                               return c.problem.a ? Calls(wrong_product_calls()) : Calls();
+                               return c.problem.a ? wrong_product_calls()
+                                                  : wrong_low_bit_product_calls();
                              },
-                             [](const QuantizeCall&) { return Calls(); },
-                             [](const DequantizeCall&) { return Calls(); },
-                             [](const AppendCall&) { return Calls(); },
-                             [](const auto&) { return Calls(wrong_attention_calls()); }},
+                             [](const QuantizeCall&) { return wrong_quantize_calls(); },
+                             [](const DequantizeCall&) { return wrong_dequantize_calls(); },
+                             [](const AppendCall&) { return wrong_append_calls(); },
+                             [](const auto&) { return wrong_attention_calls(); }},
                       call);
   }
   static Status answer_to_wrong(const KernelProcess::Answer& answer, const std::string& what) {

@@ -137,6 +137,7 @@ NamedCall named(const CachedCall& c, Chunk rows) {
   auto problem = std::make_shared<const Attention>(paged_problem(c.c, c.inputs.problem, rows));
   const Attention& p = *problem;
   auto pages = std::make_shared<PagedTokens>(paged_tokens(c.c, c.inputs, p));
+  if (c.pages == PagesFrom::sharing) share_pages(*pages);
   NamedCall call{"decode", record_line(p, Operation::attention), {}, {}, {}, {}};
   Named in, out;
   in.add("q", p.q);

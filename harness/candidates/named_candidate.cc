@@ -57,7 +57,8 @@ Abilities NamedCandidate::abilities() const {
           .product = true,
           .lse = facts_.lse || host_goes_forward(),
           .promises_bits = false,
-          .own_process = facts_.own_process};
+          .own_process = facts_.own_process,
+          .pages = true};
 }
 
 std::string NamedCandidate::unsupported(const Call& call) const {

@@ -265,14 +265,44 @@ void store_tokens(const Case& c, const Inputs& in, Index first, Index last,
     }
 }
 
+void cut_table(PagedTokens& tokens, Index keys) {
+  const Index pages = (keys + tokens.size - 1) / tokens.size;
+  for (std::size_t n = 0; n < tokens.table.size(); ++n)
+    if (static_cast<Index>(n) % tokens.each >= pages) tokens.table[n] = -1;
+}
+
 PagedTokens paged_tokens(const Case& c, const Inputs& in, const Attention& p) {
   PagedTokens made = empty_pages(c, in, std::byte{0xFF});
   store_tokens(c, in, 0, p.shape.keys, slots_of(c, made, 0, p.shape.keys), made);
-  // A page without a token of the problem is not in its table.
-  for (Index b = 0; b < c.shape.batch; ++b)
-    for (Index page = (p.shape.keys + made.size - 1) / made.size; page < made.each; ++page)
-      made.table[usize(b * made.each + page)] = -1;
+  cut_table(made, p.shape.keys);
   return made;
+}
+
+void share_pages(PagedTokens& tokens) {
+  std::vector<TensorView> parts;  // which pages have for themselves
+  for (const PagedTensor* tensor : {&tokens.k, &tokens.v})
+    for (const TensorView& t : {tensor->elements, tensor->scales})
+      if (t && t.stride[0] != 0) parts.push_back(t);
+  for (auto n = usize(tokens.each); n < tokens.table.size(); ++n) {
+    std::int32_t& own = tokens.table[n];
+    const std::int32_t first = tokens.table[n % usize(tokens.each)];
+    if (own < 0 || first < 0 ||
+        !std::ranges::all_of(
+            parts,
+            [&](const TensorView& t) {
+              return std::ranges::equal(bytes_of_page(t, own), bytes_of_page(t, first));
+            }))
+      continue;
+    for (const TensorView& t : parts) std::ranges::fill(bytes_of_page(t, own), std::byte{0xFF});
+    own = first;
+  }
+}
+
+TensorView tokens_between(const TensorView& t, Index first, Index last) {
+  TensorView part = t;
+  part.origin = t.at(0, 0, first, 0);
+  part.shape[2] = last - first;
+  return part;
 }
 
 }  // namespace assay

@@ -78,7 +78,14 @@ void store_tokens(const Case& c, const Inputs& in, Index first, Index last,
 // The slots of these tokens by the table; -1 before the starts of the case and behind the end of a
 // sequence.
 std::vector<Index> slots_of(const Case& c, const PagedTokens& pages, Index first, Index last);
+// Takes the pages behind the first `keys` tokens out of the table.
+void cut_table(PagedTokens& tokens, Index keys);
 // The tokens of `problem`. Slots that no token fills hold NaN, and so do their scales.
 PagedTokens paged_tokens(const Case& c, const Inputs& in, const Attention& problem);
+// Gives to every sequence the pages of sequence 0 that hold the same as its own, which hold NaN
+// then.
+void share_pages(PagedTokens& tokens);
+// The tokens [first, last) of a tensor [B, H, L, D].
+TensorView tokens_between(const TensorView& t, Index first, Index last);
 
 }  // namespace assay

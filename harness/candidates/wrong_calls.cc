@@ -314,9 +314,242 @@ constexpr WrongCall product_calls[] = {
     {"null-c", null_c},
 };
 
+std::string depth_of_a(KernelCall& call, Arguments& arguments) {
+  assay_low_bit& a = *call.edit(arguments.a_low);
+  if (a.k < 2) return {};
+  --a.k;
+  return fmt::format("A with {} columns instead of {}", a.k, a.k + 1);
+}
+
+std::string format_of_a(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.a_low)->format = unknown_code;
+  return fmt::format("A of format {}", unknown_code);
+}
+
+std::string codes_of_a(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.a_low)->codes = nullptr;
+  return "the codes of A are NULL";
+}
+
+constexpr WrongCall low_bit_product_calls[] = {
+    {"columns-of-a", depth_of_a},
+    {"columns-of-c", columns_of_c},
+    {"rows-of-c", rows_of_c},
+    {"format", format_of_weights},
+    {"format-of-a", format_of_a},
+    {"group", group_of_weights},
+    {"negative-depth", negative_depth},
+    {"null-codes", null_codes},
+    {"null-codes-of-a", codes_of_a},
+    {"null-scales", null_scales},
+    {"null-c", null_c},
+};
+
+// ---- Quantizers and dequantizers ----
+
+std::string rows_of_weights(KernelCall& call, Arguments& arguments) {
+  return shorten("W", call.edit(arguments.a), 2);
+}
+
+std::string columns_of_weights(KernelCall& call, Arguments& arguments) {
+  return shorten("W", call.edit(arguments.a), 3);
+}
+
+std::string dtype_of_weights(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.a)->dtype.code = unknown_code;
+  return fmt::format("W of dtype code {}", unknown_code);
+}
+
+std::string rank_of_weights(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.a)->rank = 3;
+  return "W of rank 3";
+}
+
+std::string null_weights(KernelCall&, Arguments& arguments) {
+  arguments.a = nullptr;
+  return "W is NULL";
+}
+
+std::string format_of_output(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.to)->format = unknown_code;
+  return fmt::format("an output of format {}", unknown_code);
+}
+
+std::string group_of_output(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.to)->group_size = -7;
+  return "an output in groups of -7 weights";
+}
+
+std::string depth_of_output(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.to)->k = -1;
+  return "an output with -1 rows";
+}
+
+std::string codes_of_output(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.to)->codes = nullptr;
+  return "the codes of the output are NULL";
+}
+
+std::string scales_of_output(KernelCall& call, Arguments& arguments) {
+  assay_low_bit_output& to = *call.edit(arguments.to);
+  if (!to.scales) return {};
+  to.scales = nullptr;
+  return "the scales of the output are NULL";
+}
+
+std::string null_matrix(KernelCall&, Arguments& arguments) {
+  arguments.to = nullptr;
+  return "the output is NULL";
+}
+
+constexpr WrongCall quantize_calls[] = {
+    {"rows-of-w", rows_of_weights},   {"columns-of-w", columns_of_weights},
+    {"dtype-of-w", dtype_of_weights}, {"rank-of-w", rank_of_weights},
+    {"null-w", null_weights},         {"format", format_of_output},
+    {"group", group_of_output},       {"negative-depth", depth_of_output},
+    {"null-codes", codes_of_output},  {"null-scales", scales_of_output},
+    {"null-output", null_matrix},
+};
+
+std::string rows_of_numbers(KernelCall& call, Arguments& arguments) {
+  return shorten("the output", call.edit(arguments.c), 2);
+}
+
+std::string columns_of_numbers(KernelCall& call, Arguments& arguments) {
+  return shorten("the output", call.edit(arguments.c), 3);
+}
+
+std::string dtype_of_numbers(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.c)->dtype.code = unknown_code;
+  return fmt::format("an output of dtype code {}", unknown_code);
+}
+
+std::string rank_of_numbers(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.c)->rank = 3;
+  return "an output of rank 3";
+}
+
+std::string null_numbers(KernelCall&, Arguments& arguments) {
+  arguments.c = nullptr;
+  return "the output is NULL";
+}
+
+constexpr WrongCall dequantize_calls[] = {
+    {"rows-of-output", rows_of_numbers},
+    {"columns-of-output", columns_of_numbers},
+    {"dtype-of-output", dtype_of_numbers},
+    {"rank-of-output", rank_of_numbers},
+    {"null-output", null_numbers},
+    {"format", format_of_weights},
+    {"group", group_of_weights},
+    {"negative-depth", negative_depth},
+    {"null-codes", null_codes},
+    {"null-scales", null_scales},
+};
+
+// ---- Writers of pages ----
+
+std::string columns_of_tokens(KernelCall& call, Arguments& arguments) {
+  return shorten("K", call.edit(arguments.k), 3);
+}
+
+std::string columns_of_value_tokens(KernelCall& call, Arguments& arguments) {
+  return shorten("V", call.edit(arguments.v), 3);
+}
+
+std::string heads_of_tokens(KernelCall& call, Arguments& arguments) {
+  return shorten("K", call.edit(arguments.k), 1);
+}
+
+std::string heads_of_value_tokens(KernelCall& call, Arguments& arguments) {
+  return shorten("V", call.edit(arguments.v), 1);
+}
+
+std::string value_tokens(KernelCall& call, Arguments& arguments) {
+  return shorten("V", call.edit(arguments.v), 2);
+}
+
+std::string batches_of_value_tokens(KernelCall& call, Arguments& arguments) {
+  return shorten("V", call.edit(arguments.v), 0);
+}
+
+std::string negative_tokens(KernelCall& call, Arguments& arguments) {
+  for (const assay_tensor* t : {arguments.k, arguments.v}) call.edit(t)->shape[2] = -1;
+  return "-1 tokens";
+}
+
+std::string rank_of_tokens(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.k)->rank = 3;
+  return "K of rank 3";
+}
+
+std::string dtype_of_tokens(KernelCall& call, Arguments& arguments) {
+  for (const assay_tensor* t : {arguments.k, arguments.v}) call.edit(t)->dtype.code = unknown_code;
+  return fmt::format("K and V of dtype code {}", unknown_code);
+}
+
+std::string null_tokens(KernelCall&, Arguments& arguments) {
+  arguments.k = nullptr;
+  return "K is NULL";
+}
+
+std::string null_slots(KernelCall&, Arguments& arguments) {
+  arguments.slots = nullptr;
+  return "the slots are NULL";
+}
+
+std::string null_pages(KernelCall&, Arguments& arguments) {
+  arguments.pages = nullptr;
+  return "the pages are NULL";
+}
+
+std::string no_slots_in_pages(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.pages)->page_size = 0;
+  return "pages of 0 tokens";
+}
+
+std::string null_pages_of_keys(KernelCall& call, Arguments& arguments) {
+  call.edit(arguments.pages)->k = nullptr;
+  return "the pages of K are NULL";
+}
+
+std::string null_scales_of_keys(KernelCall& call, Arguments& arguments) {
+  assay_pages& pages = *call.edit(arguments.pages);
+  if (!pages.k_scales) return {};
+  pages.k_scales = nullptr;
+  return "the scales of K are NULL";
+}
+
+std::string unknown_slot(KernelCall& call, Arguments& arguments) {
+  const assay_pages& pages = *call.edit(arguments.pages);
+  const std::int64_t slots = call.edit(pages.k)->shape[0] * pages.page_size;
+  if (!set_first(call, arguments.slots, slots)) return {};
+  return fmt::format("slot {} of {}", slots, slots);
+}
+
+std::string negative_slot(KernelCall& call, Arguments& arguments) {
+  return set_first(call, arguments.slots, std::int64_t{-2}) ? "slot -2" : "";
+}
+
+constexpr WrongCall append_calls[] = {
+    {"columns-of-k", columns_of_tokens},  {"columns-of-v", columns_of_value_tokens},
+    {"heads-of-k", heads_of_tokens},      {"heads-of-v", heads_of_value_tokens},
+    {"tokens-of-v", value_tokens},        {"batches-of-v", batches_of_value_tokens},
+    {"negative-tokens", negative_tokens}, {"rank", rank_of_tokens},
+    {"unknown-dtype", dtype_of_tokens},   {"null-k", null_tokens},
+    {"null-slots", null_slots},           {"null-pages", null_pages},
+    {"page-size", no_slots_in_pages},     {"null-pages-of-k", null_pages_of_keys},
+    {"null-scales", null_scales_of_keys}, {"unknown-slot", unknown_slot},
+    {"negative-slot", negative_slot},
+};
+
 }  // namespace
 
 std::span<const WrongCall> wrong_attention_calls() { return attention_calls; }
 std::span<const WrongCall> wrong_product_calls() { return product_calls; }
+std::span<const WrongCall> wrong_low_bit_product_calls() { return low_bit_product_calls; }
+std::span<const WrongCall> wrong_quantize_calls() { return quantize_calls; }
+std::span<const WrongCall> wrong_dequantize_calls() { return dequantize_calls; }
+std::span<const WrongCall> wrong_append_calls() { return append_calls; }
 
 }  // namespace assay

@@ -16,8 +16,13 @@ struct WrongCall {
   std::string (*spoil)(KernelCall& call, KernelProcess::Arguments& arguments);
 };
 
-// For attention in every form; for a product.
+// For attention in every form; for a product, of tensors or of two low-bit matrices; for a
+// quantizer, a dequantizer, and a writer of pages.
 std::span<const WrongCall> wrong_attention_calls();
 std::span<const WrongCall> wrong_product_calls();
+std::span<const WrongCall> wrong_low_bit_product_calls();
+std::span<const WrongCall> wrong_quantize_calls();
+std::span<const WrongCall> wrong_dequantize_calls();
+std::span<const WrongCall> wrong_append_calls();
 
 }  // namespace assay

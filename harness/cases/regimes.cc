@@ -2,21 +2,57 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
 namespace assay {
 namespace {
 
-// The case, and the same with other dtypes and dimensions.
+// The case with other heads: as many of keys as of queries, one of keys, one of each.
+std::vector<Case> with_other_heads(const Case& c) {
+  std::vector<Case> all = {c};
+  if (c.operation == Operation::product) return all;
+  const Index heads = c.shape.query_heads;
+  for (const auto& [queries, keys] : {std::pair{heads, heads}, {heads, Index{1}}, {1, 1}}) {
+    Case other = c;
+    other.shape.query_heads = queries;
+    other.shape.kv_heads = keys;
+    all.push_back(std::move(other));
+  }
+  return all;
+}
+
+// The case, and the same with other dtypes and dimensions, and then with other heads. Keys from a
+// cache also come without causality, and then to one row, as most kernels that decode have it.
 std::vector<Case> variants_of(const Case& c) {
+  std::vector<Case> plain = {c};
+  if (c.cache) {
+    Case other = c;
+    other.causal = false;
+    plain.push_back(other);
+    other.shape.rows = 1;
+    plain.push_back(other);
+  }
   std::vector<Case> variants = {c};
-  for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
-    for (const Index dim : {Index{0}, Index{64}, Index{128}, Index{32}}) {
-      Case other = c;
-      other.dtype = dtype;
-      other.out.reset();
-      if (dim > 0) other.shape.dim = other.shape.value_dim = dim;
-      variants.push_back(std::move(other));
-    }
+  for (const Case& first : plain)
+    for (const Case& headed : with_other_heads(first))
+      for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
+        for (const Index dim : {Index{0}, Index{64}, Index{128}, Index{32}}) {
+          Case other = headed;
+          other.dtype = dtype;
+          other.out.reset();
+          if (dim > 0) other.shape.dim = other.shape.value_dim = dim;
+          variants.push_back(std::move(other));
+        }
   return variants;
+}
+
+bool can_be(const Case& c) {
+  try {
+    check_case(c);
+    return true;
+  } catch (const CaseError&) {
+    return false;
+  }
 }
 
 }  // namespace
@@ -25,7 +61,7 @@ void add_first(std::vector<Case>& cases, const SuiteSeed& seed,
                std::initializer_list<std::string> lines) {
   for (const std::string& line : lines)
     for (Case& c : variants_of(parse_case(line)))
-      if (seed.has.missing(c).empty()) {
+      if (can_be(c) && seed.has.missing(c).empty()) {
         c.seed = seed + cases.size();
         return cases.push_back(std::move(c));
       }
@@ -93,6 +129,18 @@ void add_diagonals(std::vector<Case>& cases, const SuiteSeed& seed) {
     add_line(cases, seed,
              fmt::format("attention b=1 h=2/1 l=9x84 d=64 window={},{} offset={}", r % 5, r % 3,
                          4 * r + r / 4));
+}
+
+void add_diagonals_of_gradients(std::vector<Case>& cases, const SuiteSeed& seed) {
+  static constexpr const char* dtypes[] = {"f32", "f16", "bf16"};
+  for (Index offset = 0; offset < 128; ++offset) {
+    const std::string rest =
+        fmt::format("d={} dtype={}", offset % 2 == 0 ? 64 : 128, dtypes[offset % 3]);
+    add_first(
+        cases, seed,
+        {fmt::format("backward b=1 h=1 l=9x{} {} causal offset={}", offset + 20, rest, offset),
+         fmt::format("backward b=1 h=1 l=9x{} {} causal offset=end", offset + 9, rest)});
+  }
 }
 
 void add_extents(std::vector<Case>& cases, const SuiteSeed& seed) {

@@ -11,7 +11,8 @@
 namespace assay {
 
 // Adds the case of a line to the cases of a suite. A candidate that declines it gets the same case
-// with another dtype, or with D = Dv in {64, 128, 32}, if it does one of these.
+// with another dtype, with D = Dv in {64, 128, 32}, with other heads (none shared, one of keys, one
+// of each) or, of a cache, without causality and with one row: the first of these that it does.
 void add_line(std::vector<Case>& cases, const SuiteSeed& seed, const std::string& line);
 // The first of the lines of which the candidate does one.
 void add_first(std::vector<Case>& cases, const SuiteSeed& seed,
@@ -31,6 +32,9 @@ void add_visible_specials(std::vector<Case>& cases, const SuiteSeed& seed,
 // Causal diagonals whose offsets have every residue modulo the tiles of 64 and 128 keys, and
 // windows with offsets without causality.
 void add_diagonals(std::vector<Case>& cases, const SuiteSeed& seed);
+
+// Causal diagonals of gradients, whose offsets have every residue modulo tiles of up to 128 keys.
+void add_diagonals_of_gradients(std::vector<Case>& cases, const SuiteSeed& seed);
 
 // Many keys, rows, heads and batches, of which few rows are judged; no keys at all; masks beyond
 // the key 65,536.

@@ -250,6 +250,7 @@ Suite backward(const SuiteSeed& seed) {
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   }
+  add_diagonals_of_gradients(suite.cases, seed);
   return suite;
 }
 
@@ -334,6 +335,34 @@ void add_foreign_caches(std::vector<Factor>& factors) {
                      false});
 }
 
+// Every sequence has a length of its own, of which the longest has all keys. Caches whose kind,
+// starts or chunks rule that out keep one length.
+Level own_lengths(const char* name, const std::function<Index(const Case&, Index b)>& of) {
+  return {
+      name, [=](Case& c) {
+        const bool possible = c.cache.kind != CacheSpec::Kind::latent && c.starts.empty() &&
+                              c.cache.chunks.empty() && c.shape.batch > 1;
+        if (!possible) return;
+        for (Index b = 0; b < c.shape.batch; ++b)
+          c.lengths.push_back(b == 1 ? c.shape.keys : std::clamp<Index>(of(c, b), 0, c.shape.keys));
+        c.offset = {OffsetSpec::Kind::lengths, 0};
+      }};
+}
+
+// What most kernels that decode are called with, and those of this project in a few cases alone.
+void add_lengths(std::vector<Factor>& factors) {
+  add_levels(factors, "heads", {"b=3 h=1"});
+  factors.push_back(
+      {"lengths of sequences",
+       {"",
+        own_lengths("a part", [](const Case& c, Index b) { return (b + 2) * c.shape.keys / 5; }),
+        own_lengths("none and one", [](const Case&, Index b) { return b / 2; }),
+        own_lengths("around a page",
+                    [](const Case& c, Index b) { return c.cache.page - 1 + b / 2; }),
+        own_lengths("as many as rows", [](const Case& c, Index b) { return c.shape.rows + b; })},
+       false});
+}
+
 // Keys and values that come through a cache.
 Suite caches(const SuiteSeed& seed) {
   std::vector<Factor> factors = forward_factors();
@@ -357,7 +386,10 @@ Suite caches(const SuiteSeed& seed) {
        true});
   factors.push_back(
       {"chunks", {"", chunks("chunks=1"), chunks("chunks=5,1"), chunks("chunks=17,30")}, true});
-  if (!seed.has.has_all()) add_foreign_caches(factors);
+  if (!seed.has.has_all()) {
+    add_foreign_caches(factors);
+    add_lengths(factors);
+  }
   Suite suite{"caches",
               "prefill in chunks and decode through caches of every kind and dtype: every pair of "
               "features, every triple of structural ones",
@@ -401,6 +433,12 @@ Suite caches(const SuiteSeed& seed) {
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   }
+  for (const char* line :
+       {"attention b=2 h=4/2 l=150x900 d=64 causal offset=end cache=paged:16 rows=4",
+        "attention b=3 h=8/2 l=5x1030 d=128 dtype=bf16 causal offset=end cache=contiguous rows=3",
+        "attention b=5 h=4/2 l=1x700 d=64 cache=paged:16 offset=lengths "
+        "lengths=700,513,17,384,0"})
+    add_line(suite.cases, seed, line);
   return suite;
 }
 
@@ -494,6 +532,15 @@ Suite paths(const SuiteSeed& seed) {
     add_visible_specials(
         suite.cases, seed,
         fmt::format("attention b=2 h=6/2 l=5x640 d=64 causal offset=end{}", cache));
+  // More keys, rows and heads than the array has, of which some rows are judged.
+  for (const char* line :
+       {"attention b=1 h=4/2 l=150x1500 d=64 causal offset=end rows=4",
+        "attention b=1 h=4/2 l=150x1500 d=64 causal offset=end cache=contiguous rows=4",
+        "attention b=1 h=4/2 l=150x1500 d=64 causal offset=end cache=paged:16 rows=4",
+        "attention b=9 h=4/2 l=5x640 d=64 offset=end rows=2",
+        "attention b=9 h=4/2 l=5x640 d=64 offset=end cache=contiguous rows=2",
+        "attention b=9 h=4/2 l=5x640 d=64 offset=end cache=paged:5 rows=2"})
+    add_line(suite.cases, seed, line);
   suite.notes.push_back(
       fmt::format("{} of {} pairs and triples cannot be:", count.excluded, count.all));
   for (const Exclusion& e : exclusions)
@@ -535,6 +582,14 @@ Suite padding(const SuiteSeed& seed) {
   for (const char* fields : {"attention b=1 h=2 l=20x37 d=64 lengths=30",
                              "attention b=1 h=2 l=20x37 d=64 starts=2 causal offset=end"})
     add_visible_specials(suite.cases, seed, fields);
+  // More keys, rows and heads, of which some rows are judged.
+  for (const char* causal : {"", " causal", " causal offset=end"})
+    for (const char* rest :
+         {"b=3 h=4/2 l=200x700 d=64 lengths=700,385,1", "b=3 h=4/2 l=200x700 d=64 starts=650,0,384",
+          "b=3 h=4/2 l=140x600 d=128 dtype=bf16 lengths=600,512,130 starts=64,511,0",
+          "b=9 h=4/2 l=20x96 d=64 lengths=96,95,64,65,63,0,1,32,33",
+          "b=9 h=4/2 l=20x96 d=64 starts=0,95,64,65,63,1,96,32,33 hidden=nan"})
+      add(fmt::format("attention {}{} rows=4", rest, causal));
   return suite;
 }
 
@@ -755,6 +810,18 @@ Suite refusals(const SuiteSeed& seed) {
              "attention b=2 h=2 l=1x9 d=64 offset=end cache=paged:4"});
   for (const LowBit format_of : values_of<LowBit>)
     add_line(suite.cases, seed, fmt::format("product m=3 n=64 k=256 w={}", traits(format_of).name));
+  // Writers that round have other pages, with scales.
+  for (const char* store : {"bf16", "f8e4m3", "f8e4m3/32", "f4e2m1/16", "f8e4m3:f32",
+                            "f8e4m3:f32-token", "f8e4m3:f32-page", "f8e4m3:f32-tensor"})
+    add_line(
+        suite.cases, seed,
+        fmt::format("attention b=2 h=4/2 l=1x9 d=64 offset=end cache=paged:4 store={}", store));
+  for (const char* order : {"pages=halves", "pages=rows"})
+    add_line(suite.cases, seed,
+             fmt::format("attention b=2 h=4/2 l=1x9 d=64 offset=end cache=paged:4 {}", order));
+  for (const char* formats :
+       {"w=mxfp4 a=mxfp4", "w=nvfp4 a=nvfp4", "w=mxfp4 a=f8e4m3", "w=f8e4m3 a=f8e4m3"})
+    add_line(suite.cases, seed, fmt::format("product m=3 n=64 k=256 {}", formats));
   return suite;
 }
 

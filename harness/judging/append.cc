@@ -96,19 +96,11 @@ std::string compare_pages(const Pages& pages, const Appended& tokens) {
   return {};
 }
 
-// The tokens [first, last) of a tensor.
-TensorView tokens_of(const TensorView& t, Index first, Index last) {
-  TensorView part = t;
-  part.origin = t.at(0, 0, first, 0);
-  part.shape[2] = last - first;
-  return part;
-}
-
 // Appends tokens in one call, and compares.
 std::string append(const Case& c, Candidate& candidate, const Inputs& in, const Appended& tokens,
                    Pages& pages) {
-  const TensorView k = tokens_of(in.token_k.view(), tokens.first, tokens.last),
-                   v = tokens_of(in.token_v.view(), tokens.first, tokens.last);
+  const TensorView k = tokens_between(in.token_k.view(), tokens.first, tokens.last),
+                   v = tokens_between(in.token_v.view(), tokens.first, tokens.last);
   const Request request{AppendCall{k, v, tokens.slots, pages.mine}, execution_of(c)};
   const WatchedInputs watched{{{"k", &in.token_k}, {"v", &in.token_v}}};
   if (std::string wrong = call_guarded(candidate, request, watched, {}, Poison::nan);
@@ -199,7 +191,55 @@ std::string judge_calls(const Case& c, Candidate& candidate, const Inputs& in, P
   return {};
 }
 
+// Appends all tokens in one call.
+class Appending : public KnownCall {
+ public:
+  Appending(const Case& c, Surroundings around)
+      : c_(c),
+        in_(c_, around),
+        k_(tokens_between(in_.token_k.view(), 0, c.shape.keys)),
+        v_(tokens_between(in_.token_v.view(), 0, c.shape.keys)) {
+    prepare({});
+    tokens_ = {0, c.shape.keys, slots_of(c_, pages_.rule, 0, c.shape.keys)};
+  }
+  Call call() override { return AppendCall{k_, v_, tokens_.slots, pages_.mine}; }
+  WatchedInputs watched() const override { return {{{"k", &in_.token_k}, {"v", &in_.token_v}}}; }
+  void prepare(std::byte filling) override {
+    pages_.mine = empty_pages(c_, in_, filling);
+    pages_.rule = empty_pages(c_, in_, filling);
+  }
+  std::vector<WrittenBytes> written() override {
+    std::vector<WrittenBytes> parts;
+    for (const PagedBytes& part : pages_.mine.parts())
+      parts.push_back({fmt::format("the pages of {}", part.of), part.bytes});
+    return parts;
+  }
+  std::string wrong() override {
+    store_tokens(c_, in_, tokens_.first, tokens_.last, tokens_.slots, pages_.rule);
+    return compare_pages(pages_, tokens_);
+  }
+
+ private:
+  const Case c_;
+  const Inputs in_;
+  const TensorView k_, v_;
+  Pages pages_;
+  Appended tokens_{};
+};
+
 }  // namespace
+
+BitsOperation appending(Surroundings around) {
+  const auto judge = [around](const Case& c, Candidate& candidate) {
+    return judge_append(c, candidate, Inputs(c, around));
+  };
+  const auto one_call = [around](const Case& c, Candidate& candidate) {
+    std::unique_ptr<KnownCall> call = std::make_unique<Appending>(c, around);
+    if (!why_unsupported(candidate, call->call()).empty()) call.reset();
+    return call;
+  };
+  return {"append", judge, one_call};
+}
 
 JudgedBits judge_append(const Case& c, Candidate& candidate, const Inputs& in) {
   if (!c.cache || !candidate.abilities().append || !without_pages(c).empty()) return {};
@@ -207,8 +247,8 @@ JudgedBits judge_append(const Case& c, Candidate& candidate, const Inputs& in) {
   JudgedBits judged{true, stored * (c.shape.dim + c.shape.value_dim), {}};
   for (const std::byte filling : {std::byte{0xFF}, std::byte{0x11}}) {
     Pages pages{empty_pages(c, in, filling), empty_pages(c, in, filling)};
-    const TensorView k = tokens_of(in.token_k.view(), 0, c.shape.keys),
-                     v = tokens_of(in.token_v.view(), 0, c.shape.keys);
+    const TensorView k = tokens_between(in.token_k.view(), 0, c.shape.keys),
+                     v = tokens_between(in.token_v.view(), 0, c.shape.keys);
     if (!why_unsupported(candidate, AppendCall{k, v, {}, pages.mine}).empty()) return {};
     judged.wrong = judge_calls(c, candidate, in, pages);
     if (!judged.wrong.empty()) return judged;

@@ -15,4 +15,7 @@ namespace assay {
 // skipped. Nothing is asked of a candidate that does not append.
 JudgedBits judge_append(const Case& c, Candidate& candidate, const Inputs& in);
 
+// The same as an operation of which more is asked. Its one call appends all tokens.
+BitsOperation appending(Surroundings around);
+
 }  // namespace assay

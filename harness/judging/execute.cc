@@ -248,10 +248,9 @@ Relation ask(const CaseRun& run, const RelationOf<Step>& relation, const Asked<S
   return found;
 }
 
-// The wrong calls that the kernel does not refuse are told together.
-template <class Step>
-void ask_refusals(const CaseRun& run, const Asked<Step>& asked) {
-  const Relations found = ask_for_refusals(asked);
+// The wrong calls that the kernel does not refuse are told together. Returns how many calls there
+// were.
+std::size_t take_refusals(const CaseRun& run, const Relations& found) {
   std::string names, first;
   std::size_t answered = 0, wrong = 0;
   for (const auto& [name, relation] : found) {
@@ -263,10 +262,16 @@ void ask_refusals(const CaseRun& run, const Asked<Step>& asked) {
     if (first.empty()) first = relation.why;
   }
   run.result.relations.insert(found.begin(), found.end());
-  if (answered == 0) return run.end(Outcome::unsupported, "only a library can be called wrongly");
   if (wrong > 0)
     run.end(Outcome::fail, fmt::format("{} of {} calls that cannot be are not refused:{}; {}",
                                        wrong, answered, names, first));
+  return answered;
+}
+
+template <class Step>
+void ask_refusals(const CaseRun& run, const Asked<Step>& asked) {
+  if (take_refusals(run, ask_for_refusals(asked)) == 0)
+    run.end(Outcome::unsupported, "only a library can be called wrongly");
 }
 
 template <class Step>
@@ -347,12 +352,32 @@ void pass_by_bits(const CaseRun& run, const char* reason) {
   run.end(v.outcome, v.reason);
 }
 
+// Asks what is asked of an operation beside its bits. Returns whether nothing was wrong.
+bool ask_more(const CaseRun& run, const BitsOperation& of) {
+  if (!run.options.relations) return true;
+  if (is_drawn(run)) {
+    const Relations found = ask_state(of, run.c, run.candidate, [&](const std::string& relation) {
+      run.asks(relation.c_str(), run.c);
+    });
+    run.result.relations.insert(found.begin(), found.end());
+    for (const auto& [name, relation] : found)
+      if (relation.how == Relation::How::violated)
+        return run.end(Outcome::fail, fmt::format("relation {} {}", name, text_of(relation))),
+               false;
+  }
+  if (!run.options.refusals) return true;
+  run.asks("refuses", run.c);
+  take_refusals(run, ask_for_refusals(of, run.c, run.candidate));
+  return run.result.outcome != Outcome::fail;
+}
+
 // Judges what a candidate writes into pages. Returns whether it did and nothing was wrong.
 bool judge_writer(const CaseRun& run, const Inputs& inputs) {
   run.turn(Turn::candidate);
   try {
     const JudgedBits stored = judge_append(run.c, run.candidate, inputs);
-    return take_bits(run, Output::tokens, stored) && stored.asked;
+    return take_bits(run, Output::tokens, stored) && stored.asked &&
+           ask_more(run, appending(run.options.around));
   } catch (const CandidateError& e) {
     return run.end(Outcome::fail, e.what()), false;
   }
@@ -416,8 +441,11 @@ bool judge_weights(const CaseRun& run, const ProductInputs& inputs) {
   try {
     const JudgedBits stored = judge_quantizer(run.c, run.candidate);
     if (!take_bits(run, Output::w, stored)) return false;
+    if (stored.asked && !ask_more(run, quantizing())) return false;
     const JudgedBits read = judge_dequantizer(run.c, run.candidate, inputs);
-    return take_bits(run, Output::w, read) && (stored.asked || read.asked);
+    if (!take_bits(run, Output::w, read)) return false;
+    if (read.asked && !ask_more(run, dequantizing(run.options.around))) return false;
+    return stored.asked || read.asked;
   } catch (const CandidateError& e) {
     return run.end(Outcome::fail, e.what()), false;
   }

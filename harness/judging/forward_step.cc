@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "harness/candidates/cached.h"
+#include "harness/judging/pages.h"
 #include "harness/judging/scale_faults.h"
 #include "harness/judging/step.h"
 #include "oracle/stored_tokens.h"
@@ -13,7 +14,7 @@
 namespace assay {
 
 Call ForwardStep::call(const Out& out) const {
-  if (c.cache) return CachedCall{c, in, out.view()};
+  if (c.cache) return CachedCall{c, in, out.view(), pages};
   return ForwardCall{in.problem, out.view()};
 }
 
@@ -435,6 +436,8 @@ constexpr RelationOf<ForwardStep> relations_of_a_cache[] = {
     {"chunks", other_chunks, true},
     {"pages", other_pages, true},
     {"no-cache", no_cache, true},
+    {"own-pages", own_pages},
+    {"shared-pages", shared_pages},
 };
 
 }  // namespace

@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <list>
 #include <utility>
+
+#include "harness/candidates/cached.h"
 
 namespace assay {
 namespace {
@@ -81,28 +84,34 @@ struct Part {
   AttentionOutput out;
   const char* what;
   Index number;
+
+  Call call() const { return ForwardCall{problem, out}; }
+  std::vector<TensorView> writes() const { return {out.o, out.lse}; }
 };
 
+void copy_elements(const Tensor& from, const Tensor& to) {
+  for (const auto& [begin, end] : from.regions())
+    std::copy(from.bytes() + begin, from.bytes() + end, to.bytes() + begin);
+}
+
 // Computes the parts in calls of their own, into the places that they have among all rows.
-template <class Parts>
-Relation compute_parts(const AskedForward& asked, const Parts& parts_into) {
+template <class Step, class Parts>
+Relation compute_parts(const Asked<Step>& asked, const Parts& parts_into) {
   if (asked.step.c.dropout > 0)
     return Relation::not_applicable("dropout counts the rows and sequences of its call");
-  const Outputs out = asked.step.outputs();
-  const Outputs& base = asked.base;
-  for (const auto& [from, to] : {std::pair{&base.o, &out.o}, {&base.lse, &out.lse}})
-    for (const auto& [begin, end] : from->regions())
-      std::copy(from->bytes() + begin, from->bytes() + end, to->bytes() + begin);
-  for (const Part& part : parts_into(out.view())) {
-    for (const TensorView* t : {&part.out.o, &part.out.lse}) erase(*t);
-    const Request request{ForwardCall{part.problem, part.out}, execution_of(asked.step.c)};
+  const typename Step::Out out = asked.step.outputs();
+  const NamedOutputs from = asked.base.named(), to = out.named();
+  for (std::size_t k = 0; k < to.size(); ++k) copy_elements(*from[k].tensor, *to[k].tensor);
+  for (const auto& part : parts_into(out.view())) {
+    for (const TensorView& t : part.writes()) erase(t);
+    const Request request{part.call(), execution_of(asked.step.c)};
     if (const std::string why = asked.candidate.unsupported(request.call); !why.empty())
       return Relation::not_applicable(fmt::format("{} {} alone: {}", part.what, part.number, why));
     const std::string wrong = call_plainly(asked.candidate, request);
     if (!wrong.empty())
       return Relation::violated(fmt::format("{} {} alone: {}", part.what, part.number, wrong));
     clear_unread(asked.step, out);
-    const std::string difference = first_difference(base, out);
+    const std::string difference = first_difference(asked.base, out);
     if (!difference.empty())
       return Relation::violated(
           fmt::format("all, and {} {} alone: {}", part.what, part.number, difference));
@@ -110,13 +119,16 @@ Relation compute_parts(const AskedForward& asked, const Parts& parts_into) {
   return Relation::held();
 }
 
+constexpr const char* one_sequence = "there is one sequence";
+constexpr const char* one_row = "there is one row";
+constexpr Index most_sequences = 4;  // that are computed alone
+
 Relation sequence_alone(const AskedForward& asked) {
   const Attention& p = asked.step.in.problem;
-  if (p.shape.batch < 2) return Relation::not_applicable("there is one sequence");
-  constexpr Index most = 4;
+  if (p.shape.batch < 2) return Relation::not_applicable(one_sequence);
   return compute_parts(asked, [&](const AttentionOutput& out) {
     std::vector<Part> parts;
-    for (Index b = p.shape.batch - 1; b >= 0 && p.shape.batch - b <= most; --b)
+    for (Index b = p.shape.batch - 1; b >= 0 && p.shape.batch - b <= most_sequences; --b)
       parts.push_back({sequence_of(p, b), part_of(out, 0, b, 1), "sequence", b});
     return parts;
   });
@@ -125,7 +137,7 @@ Relation sequence_alone(const AskedForward& asked) {
 Relation in_chunks(const AskedForward& asked) {
   const Attention& p = asked.step.in.problem;
   const Index rows = p.shape.rows, first = (rows + 1) / 3;
-  if (rows < 2) return Relation::not_applicable("there is one row");
+  if (rows < 2) return Relation::not_applicable(one_row);
   return compute_parts(asked, [&](const AttentionOutput& out) {
     std::vector<Part> parts;
     parts.push_back({rows_of(p, 0, first), part_of(out, 2, 0, first), "chunk", 0});
@@ -137,7 +149,7 @@ Relation in_chunks(const AskedForward& asked) {
 
 Relation row_alone(const AskedForward& asked) {
   const Attention& p = asked.step.in.problem;
-  if (p.shape.rows < 2) return Relation::not_applicable("there is one row");
+  if (p.shape.rows < 2) return Relation::not_applicable(one_row);
   return compute_parts(asked, [&](const AttentionOutput& out) {
     std::vector<Part> parts;
     for (const Index i : {Index{0}, p.shape.rows / 2, p.shape.rows - 1})
@@ -167,26 +179,40 @@ void reverse_blocks(std::vector<T>& list, Index batch) {
                      list.begin() + (batch - 1 - b) * block);
 }
 
-Relation reversed_batch(const AskedForward& asked) {
-  const ForwardStep& step = asked.step;
-  const Index batch = step.c.shape.batch;
-  if (batch < 2) return Relation::not_applicable("there is one sequence");
-  if (step.c.dropout > 0) return Relation::not_applicable("dropout counts the sequences");
-  Inputs changed(step.in);
-  Attention& p = changed.problem;
+// Reverses the order of the sequences. Returns why it cannot, or an empty text.
+std::string reverse_sequences(Inputs& in) {
+  Attention& p = in.problem;
+  const Index batch = p.shape.batch;
   const bool one_mask = p.keep && p.keep.stride[0] == 0;
   // Axes may broadcast, so that several indices share an element that must be exchanged once.
   if (p.bias && std::ranges::count(p.bias.stride, 0) > (p.bias.stride[0] == 0 ? 1 : 0))
-    return Relation::not_applicable("the bias broadcasts");
+    return "the bias broadcasts";
   for (const TensorView* t : {&p.q, &p.k, &p.v, &p.bias}) reverse_batch(*t);
-  if (p.keep && !one_mask) reverse_blocks(changed.keep, batch);
+  if (p.keep && !one_mask) reverse_blocks(in.keep, batch);
   for (auto* list : {&p.offset, &p.key_lengths, &p.key_starts}) reverse_blocks(*list, batch);
   for (auto* list : {&p.query_segment, &p.key_segment}) reverse_blocks(*list, batch);
+  return {};
+}
+
+// Why the sequences of a case cannot come in another order; empty if they can.
+std::string without_order(const Case& c) {
+  if (c.shape.batch < 2) return one_sequence;
+  return c.dropout > 0 ? "dropout counts the sequences" : "";
+}
+
+void reverse_outputs(const Outputs& out) {
+  for (const Tensor* t : {&out.o, &out.lse}) reverse_batch(t->view());
+}
+
+Relation reversed_batch(const AskedForward& asked) {
+  const ForwardStep& step = asked.step;
+  if (const std::string why = without_order(step.c); !why.empty())
+    return Relation::not_applicable(why);
+  Inputs changed(step.in);
+  if (const std::string why = reverse_sequences(changed); !why.empty())
+    return Relation::not_applicable(why);
   const ForwardStep other{step.c, changed, step.with_lse, step.conventions};
-  return same_after(asked, other, execution_of(step.c), [](const Outputs& out) {
-    reverse_batch(out.o.view());
-    if (out.lse.view()) reverse_batch(out.lse.view());
-  });
+  return same_after(asked, other, execution_of(step.c), reverse_outputs);
 }
 
 Relation same_if_done(const AskedForward& asked, const ForwardStep& other) {
@@ -247,14 +273,272 @@ Relation other_layout(const AskedForward& asked) {
   return same_if_done(asked, {c, in, step.with_lse, step.conventions});
 }
 
-constexpr RelationOf<ForwardStep> rows[] = {
+// ---- Through a cache ----
+
+// Which sequences of a cached case a part has, which of their rows, and how many of the keys.
+struct Chosen {
+  std::vector<Index> sequences;
+  Index first_row, rows, keys;
+};
+
+Case case_of(const Case& whole, const Chosen& chosen) {
+  Case c = whole;
+  c.shape.batch = std::ssize(chosen.sequences);
+  c.shape.rows = chosen.rows;
+  c.shape.keys = chosen.keys;
+  c.pokes.clear();  // their elements are copied
+  if (chosen.rows != whole.shape.rows) c.cache.chunks.clear();
+  const auto choose = [&](std::vector<Index>& list, const auto& entry) {
+    if (list.empty()) return;
+    list.clear();
+    for (const Index b : chosen.sequences) list.push_back(std::min(chosen.keys, entry(whole, b)));
+  };
+  choose(c.lengths, length_of);
+  choose(c.starts, start_of);
+  return c;
+}
+
+// Element (b, h, i, d) becomes that of sequence sequences[b], row first + i, of another tensor.
+// What that one does not have stays.
+void copy_chosen(const TensorView& to, const TensorView& from, const Chosen& chosen, Index first) {
+  if (!to) return;
+  Extents common = to.shape;
+  for (const std::size_t axis : {2, 3}) common[axis] = std::min(common[axis], from.shape[axis]);
+  for_each_index(common, [&](Index b, Index h, Index i, Index d) {
+    store(to, to.at(b, h, i, d), load(from, from.at(chosen.sequences[usize(b)], h, first + i, d)));
+  });
+}
+
+void choose_segments(std::vector<std::int32_t>& to, const std::vector<std::int32_t>& from,
+                     const Chosen& chosen, Index length, Index first, Index count) {
+  const Index own = std::ssize(to) / std::max<Index>(1, std::ssize(chosen.sequences));
+  for (std::size_t n = 0; n < chosen.sequences.size() && !to.empty(); ++n)
+    for (Index i = 0; i < std::min(own, count); ++i)
+      to[n * usize(own) + usize(i)] = from[usize(chosen.sequences[n] * length + first + i)];
+}
+
+// A part of a cached case as a case of its own, with the elements that it has in the whole.
+class CachedPart {
+ public:
+  CachedPart(const ForwardStep& whole, const Chosen& chosen)
+      : c(case_of(whole.c, chosen)), in(c, whole.in.around) {
+    const Inputs& all = whole.in;
+    copy_chosen(in.q.view(), all.q.view(), chosen, chosen.first_row);
+    copy_chosen(in.bias.view(), all.bias.view(), chosen, chosen.first_row);
+    for (Tensor Inputs::* t :
+         {&Inputs::token_k, &Inputs::token_v, &Inputs::k_scales, &Inputs::v_scales})
+      copy_chosen((in.*t).view(), (all.*t).view(), chosen, 0);
+    const AttentionShape& s = whole.c.shape;
+    Attention& p = in.problem;
+    choose_segments(p.query_segment, all.problem.query_segment, chosen, s.rows, chosen.first_row,
+                    chosen.rows);
+    choose_segments(p.key_segment, all.problem.key_segment, chosen, s.keys, 0, s.keys);
+    if (p.keep) choose_mask(all.problem.keep, chosen, s.keys);
+  }
+  CachedPart(const CachedPart&) = delete;
+
+  const Case c;
+  Inputs in;
+
+ private:
+  void choose_mask(const BoolView& from, const Chosen& chosen, Index keys) {
+    Extents pairs = c.shape.pair_extents();
+    pairs[3] = std::min(pairs[3], keys);
+    const Extents& stride = in.problem.keep.stride;
+    for_each_index(pairs, [&](Index b, Index h, Index i, Index j) {
+      in.keep[usize(b * stride[0] + h * stride[1] + i * stride[2] + j * stride[3])] =
+          from.at(chosen.sequences[usize(b)], h, chosen.first_row + i, j);
+    });
+  }
+};
+
+// A part in calls of its own, and where its outputs belong.
+struct PlacedPart {
+  const CachedPart part;
+  AttentionOutput out;
+  const char* what;
+  Index number;
+
+  PlacedPart(const ForwardStep& whole, const Chosen& chosen, const AttentionOutput& to,
+             const char* called, Index n)
+      : part(whole, chosen), out(to), what(called), number(n) {}
+  Call call() const { return CachedCall{part.c, part.in, out}; }
+  std::vector<TensorView> writes() const { return {out.o, out.lse}; }
+};
+
+// Every sequence by itself. In pages there is room for as many keys as in the call for all; a cache
+// of the candidate's own has as many as the sequence.
+Relation cached_sequence_alone(const AskedForward& asked) {
+  const Case& c = asked.step.c;
+  const AttentionShape& s = c.shape;
+  if (s.batch < 2) return Relation::not_applicable(one_sequence);
+  const bool pages = asked.candidate.abilities().pages;
+  std::vector<Index> chosen;
+  for (Index b = s.batch - 1; b >= 0 && std::ssize(chosen) < most_sequences; --b)
+    if (pages || length_of(c, b) >= std::max<Index>(1, s.rows)) chosen.push_back(b);
+  if (chosen.empty()) return Relation::not_applicable("no sequence has as many keys as rows");
+  return compute_parts(asked, [&](const AttentionOutput& out) {
+    std::list<PlacedPart> parts;
+    for (const Index b : chosen)
+      parts.emplace_back(asked.step, Chosen{{b}, 0, s.rows, pages ? s.keys : length_of(c, b)},
+                         part_of(out, 0, b, 1), "sequence", b);
+    return parts;
+  });
+}
+
+Relation reversed_cache(const AskedForward& asked) {
+  const ForwardStep& step = asked.step;
+  if (const std::string why = without_order(step.c); !why.empty())
+    return Relation::not_applicable(why);
+  Chosen all{{}, 0, step.c.shape.rows, step.c.shape.keys};
+  for (Index b = step.c.shape.batch - 1; b >= 0; --b) all.sequences.push_back(b);
+  const CachedPart part(step, all);
+  return same_after(asked, {part.c, part.in, step.with_lse, step.conventions}, execution_of(step.c),
+                    reverse_outputs);
+}
+
+// The tables are wider, as for a longer sequence, and the number of keys is larger.
+Relation wider_tables(const AskedForward& asked) {
+  const ForwardStep& step = asked.step;
+  const Case& c = step.c;
+  if (!asked.candidate.abilities().pages)
+    return Relation::not_applicable("the cache is the candidate's own");
+  if (!c.cache.chunks.empty()) return Relation::not_applicable("the rows come in several calls");
+  if (c.dropout > 0) return Relation::not_applicable("dropout counts the keys");
+  Case whole = c;
+  if (whole.lengths.empty()) whole.lengths = {c.shape.keys};
+  whole.offset = {OffsetSpec::Kind::lengths, 0};
+  Relation found;
+  for (const Index more : {77, 1100}) {
+    Chosen all{{}, 0, c.shape.rows, c.shape.keys + more};
+    for (Index b = 0; b < c.shape.batch; ++b) all.sequences.push_back(b);
+    const CachedPart part({whole, step.in, step.with_lse, step.conventions}, all);
+    found = same_if_done(asked, {part.c, part.in, step.with_lse, step.conventions});
+    if (found.how != Relation::How::held) break;
+  }
+  return found;
+}
+
+// A row that is not the last one is the last token of a shorter sequence.
+Relation cached_row_alone(const AskedForward& asked) {
+  const Case& c = asked.step.c;
+  const Index rows = c.shape.rows, last = rows - 1;
+  if (rows < 2) return Relation::not_applicable(one_row);
+  std::vector<Index> chosen = {last};
+  if (can_chunk(c)) chosen = {0, rows / 2, last};
+  std::vector<Index> sequences;
+  for (Index b = 0; b < c.shape.batch; ++b) sequences.push_back(b);
+  return compute_parts(asked, [&](const AttentionOutput& out) {
+    std::list<PlacedPart> parts;
+    for (const Index i : chosen)
+      parts.emplace_back(asked.step, Chosen{sequences, i, 1, c.shape.keys - (last - i)},
+                         part_of(out, 2, i, 1), "row", i);
+    return parts;
+  });
+}
+
+// Q and the tokens, or the pages, lie otherwise.
+Relation other_layout_of_cache(const AskedForward& asked) {
+  const ForwardStep& step = asked.step;
+  Case c = step.c;
+  c.q_layout = c.q_layout == LayoutKind::bhsd ? LayoutKind::bshd : LayoutKind::bhsd;
+  if (c.cache.order == PageOrder::apart) c.k_layout = c.v_layout = c.q_layout;
+  else c.cache.order = c.cache.order == PageOrder::rows ? PageOrder::halves : PageOrder::rows;
+  const Inputs in(c, step.in.around);
+  return same_if_done(asked, {c, in, step.with_lse, step.conventions});
+}
+
+// ---- Gradients ----
+
+using AskedBackward = Asked<BackwardStep>;
+
+AttentionBackwardInput part_of(AttentionBackwardInput whole, Index b) {
+  for (TensorView* t : {&whole.o, &whole.lse, &whole.d_o, &whole.d_lse}) keep_part(*t, 0, b, 1);
+  return whole;
+}
+
+// The gradients of one sequence. Those that are sums over the batch go elsewhere.
+struct GradientPart {
+  Attention problem;
+  AttentionBackwardInput in;
+  AttentionGradients out;
+  const char* what = "sequence";
+  Index number;
+
+  Call call() const { return BackwardCall{problem, in, out}; }
+  std::vector<TensorView> writes() const {
+    return {out.dq, out.dk, out.dv, out.d_bias, out.d_sink};
+  }
+};
+
+bool sums_over_batch(const TensorView& t) { return t && t.stride[0] == 0; }
+
+Relation gradients_alone(const AskedBackward& asked) {
+  const BackwardStep& step = asked.step;
+  const Attention& p = step.in.problem;
+  if (p.shape.batch < 2) return Relation::not_applicable(one_sequence);
+  const GradientOutputs elsewhere = step.outputs();
+  return compute_parts(asked, [&](const AttentionGradients& out) {
+    std::vector<GradientPart> parts;
+    for (Index b = p.shape.batch - 1; b >= 0 && p.shape.batch - b <= most_sequences; --b) {
+      GradientPart part{
+          .problem = sequence_of(p, b), .in = part_of(step.input(), b), .out = out, .number = b};
+      part.out.d_sink = elsewhere.d_sink.view();
+      if (sums_over_batch(out.d_bias)) part.out.d_bias = elsewhere.d_bias.view();
+      for (TensorView* t : {&part.out.dq, &part.out.dk, &part.out.dv, &part.out.d_bias})
+        keep_part(*t, 0, b, 1);
+      parts.push_back(part);
+    }
+    return parts;
+  });
+}
+
+Relation reversed_gradients(const AskedBackward& asked) {
+  const BackwardStep& step = asked.step;
+  if (const std::string why = without_order(step.c); !why.empty())
+    return Relation::not_applicable(why);
+  Inputs changed(step.in);
+  if (const std::string why = reverse_sequences(changed); !why.empty())
+    return Relation::not_applicable(why);
+  const Outputs forward(step.forward);
+  reverse_outputs(forward);
+  for (const Tensor* t : {&changed.d_o, &changed.d_lse}) reverse_batch(t->view());
+  return same_after(asked, BackwardStep{step.c, changed, forward, step.conventions},
+                    execution_of(step.c), [&](const GradientOutputs& out) {
+                      for (const Tensor* t : {&out.dq, &out.dk, &out.dv, &out.d_bias})
+                        reverse_batch(t->view());
+                      // Sums over the batch may be made in another order.
+                      if (out.d_sink.view()) copy_elements(asked.base.d_sink, out.d_sink);
+                      if (sums_over_batch(out.d_bias.view()))
+                        copy_elements(asked.base.d_bias, out.d_bias);
+                    });
+}
+
+constexpr RelationOf<ForwardStep> of_rows[] = {
     {"batch-alone", sequence_alone, true}, {"batch-reversed", reversed_batch, true},
     {"longer-keys", longer_keys, true},    {"row-chunks", in_chunks, true},
     {"row-alone", row_alone, true},        {"other-layout", other_layout, true},
 };
+constexpr RelationOf<ForwardStep> of_caches[] = {
+    {"batch-alone", cached_sequence_alone, true},  {"batch-reversed", reversed_cache, true},
+    {"longer-keys", wider_tables, true},           {"row-alone", cached_row_alone, true},
+    {"other-layout", other_layout_of_cache, true},
+};
+constexpr RelationOf<BackwardStep> of_gradients[] = {
+    {"batch-alone", gradients_alone, true},
+    {"batch-reversed", reversed_gradients, true},
+};
 
 }  // namespace
 
-std::span<const RelationOf<ForwardStep>> invariances_of_rows() { return rows; }
+template <>
+std::span<const RelationOf<ForwardStep>> invariances_of(const ForwardStep& step) {
+  if (step.c.cache) return of_caches;
+  return of_rows;
+}
+template <>
+std::span<const RelationOf<BackwardStep>> invariances_of(const BackwardStep&) {
+  return of_gradients;
+}
 
 }  // namespace assay

@@ -8,17 +8,15 @@
 
 namespace assay {
 
-// For O and LSE without a cache. The other steps have theirs among their own relations.
-std::span<const RelationOf<ForwardStep>> invariances_of_rows();
-
+// For O and LSE, from tensors or through a cache, and for gradients. A product has its own among
+// its relations.
 template <class Step>
 std::span<const RelationOf<Step>> invariances_of(const Step&) {
   return {};
 }
 template <>
-inline std::span<const RelationOf<ForwardStep>> invariances_of(const ForwardStep& step) {
-  if (step.c.cache) return {};
-  return invariances_of_rows();
-}
+std::span<const RelationOf<ForwardStep>> invariances_of(const ForwardStep& step);
+template <>
+std::span<const RelationOf<BackwardStep>> invariances_of(const BackwardStep& step);
 
 }  // namespace assay

@@ -1,8 +1,18 @@
-// Inside harness/: what judging bit for bit found.
+// Inside harness/: operations whose results a rule gives bit for bit: writers of pages, quantizers,
+// dequantizers. What judging them found, and what else is asked of them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
 #include <string>
+#include <vector>
+
+#include "harness/candidates/candidate.h"
+#include "harness/judging/guarded_call.h"
+#include "harness/results/result.h"
 
 namespace assay {
 
@@ -11,5 +21,48 @@ struct JudgedBits {
   std::int64_t elements = 0;
   std::string wrong;  // empty: every bit is that of the rule
 };
+
+// A part of what a call writes, and how messages call it.
+struct WrittenBytes {
+  std::string name;
+  std::span<std::byte> bytes;
+};
+
+// One call whose result is known. It must not move, because its call refers to it.
+class KnownCall {
+ public:
+  KnownCall() = default;
+  KnownCall(const KnownCall&) = delete;
+  virtual ~KnownCall() = default;
+
+  virtual Call call() = 0;
+  virtual WatchedInputs watched() const = 0;
+  // Puts something else into what the call writes.
+  virtual void prepare(std::byte filling) = 0;
+  virtual std::vector<WrittenBytes> written() = 0;
+  // What the call wrote that the rule does not say; empty if nothing is wrong.
+  virtual std::string wrong() = 0;
+};
+
+// Makes the call over something else. Returns what is wrong.
+std::string make_call(KnownCall& call, Candidate& candidate, const kernels::Execution& how,
+                      std::byte filling);
+
+// An operation of a candidate that is judged bit for bit.
+struct BitsOperation {
+  const char* name;
+  // Judges what the candidate does of a case.
+  std::function<JudgedBits(const Case&, Candidate&)> judge;
+  // One call of those; null if the candidate does not do it.
+  std::function<std::unique_ptr<KnownCall>(const Case&, Candidate&)> one_call;
+};
+
+// What the candidate keeps from one call to the next, by relations as in state.h. Bits beside the
+// rule are wrong in any call. `begins` is called before each relation.
+Relations ask_state(const BitsOperation& of, const Case& c, Candidate& candidate,
+                    const std::function<void(const std::string& relation)>& begins);
+
+// Makes every wrong call that can be made of a call of the case.
+Relations ask_for_refusals(const BitsOperation& of, const Case& c, Candidate& candidate);
 
 }  // namespace assay

@@ -63,9 +63,33 @@ std::string compare_bytes(const Stored& s, const kernels::LowBitBytes& bytes) {
   return {};
 }
 
-// Quantizes twice, into bytes that hold something else before.
-JudgedBits judge_stored(const Case& c, Candidate& candidate, Index k, Index n,
-                        const std::function<double(Index, Index)>& value) {
+class Quantizing : public KnownCall {
+ public:
+  Quantizing(Stored stored, LowBit format, Index group)
+      : stored_(std::move(stored)), format_(format), group_(group) {}
+  Call call() override { return QuantizeCall{stored_.w.view(), format_, group_, bytes_}; }
+  WatchedInputs watched() const override { return {{{"w", &stored_.w}}}; }
+  void prepare(std::byte filling) override { bytes_ = bytes_for(stored_.rule.view(), filling); }
+  std::vector<WrittenBytes> written() override {
+    return {{"the codes", bytes_.codes},
+            {"the scales", bytes_.scales},
+            {"the zero points", bytes_.extra},
+            {"the tensor scale", std::as_writable_bytes(std::span(&bytes_.tensor_scale, 1))}};
+  }
+  std::string wrong() override { return compare_bytes(stored_, bytes_); }
+
+ private:
+  const Stored stored_;
+  const LowBit format_;
+  const Index group_;
+  kernels::LowBitBytes bytes_;
+};
+
+using Weight = std::function<double(Index k, Index n)>;
+
+// The call that quantizes K x N weights; null if the candidate does not do it.
+std::unique_ptr<KnownCall> quantizing_of(const Case& c, Candidate& candidate, Index k, Index n,
+                                         const Weight& value) {
   const LowBit format = c.product.format;
   const Index group = c.product.group_size();
   Tensor w(Dtype::f32, {1, 1, k, n}, {{0, 0, n, 1}, 0, k * n});
@@ -74,18 +98,26 @@ JudgedBits judge_stored(const Case& c, Candidate& candidate, Index k, Index n,
       store(w.view(), row * n + column, value(row, column));
   kernels::LowBitBytes bytes;
   const QuantizeCall call{w.view(), format, group, bytes};
-  if (!why_unsupported(candidate, call).empty()) return {};
+  if (!why_unsupported(candidate, call).empty()) return nullptr;
   const GroupScale rule = candidate.scale_rule(call);
-  const Stored stored{std::move(w), rule, quantize_by(rule, format, k, n, group, value)};
-  const QuantizeCall asked{stored.w.view(), format, group, bytes};
-  for (const std::byte filling : {std::byte{0xFF}, std::byte{0x11}}) {
-    bytes = bytes_for(stored.rule.view(), filling);
-    std::string wrong =
-        call_guarded(candidate, {asked, execution_of(c)}, {{{"w", &stored.w}}}, {}, Poison::nan);
-    if (wrong.empty()) wrong = compare_bytes(stored, bytes);
-    if (!wrong.empty()) return {true, k * n, wrong};
-  }
+  return std::make_unique<Quantizing>(
+      Stored{std::move(w), rule, quantize_by(rule, format, k, n, group, value)}, format, group);
+}
+
+// Quantizes twice, into bytes that hold something else before.
+JudgedBits judge_stored(const Case& c, Candidate& candidate, Index k, Index n,
+                        const Weight& value) {
+  const auto call = quantizing_of(c, candidate, k, n, value);
+  if (!call) return {};
+  for (const std::byte filling : {std::byte{0xFF}, std::byte{0x11}})
+    if (std::string wrong = make_call(*call, candidate, execution_of(c), filling); !wrong.empty())
+      return {true, k * n, wrong};
   return {true, k * n, {}};
+}
+
+// Whether a case asks for a quantizer.
+bool asks_quantizer(const Case& c, const Candidate& candidate) {
+  return c.product.weights == Weights::quantized && candidate.abilities().quantizer;
 }
 
 // ---- Dequantizers ----
@@ -132,6 +164,10 @@ std::string compare_read(const LowBitView& w, const TensorView& to) {
   return closest;
 }
 
+WatchedInputs watched_bytes(const LowBitMatrix& w) {
+  return {{{"w.codes", &w.codes()}, {"w.scales", &w.scales()}, {"w.extra", &w.extra()}}};
+}
+
 JudgedBits judge_read(const Case& c, Candidate& candidate, const LowBitView& w,
                       const WatchedInputs& watched, LayoutKind kind) {
   const Extents shape{1, 1, w.k, w.n};
@@ -147,6 +183,32 @@ JudgedBits judge_read(const Case& c, Candidate& candidate, const LowBitView& w,
   }
   return {true, w.k * w.n, {}};
 }
+
+// Dequantizes the weights of a case.
+class Dequantizing : public KnownCall {
+ public:
+  Dequantizing(const Case& c, Surroundings around)
+      : in_(c, around),
+        shape_{1, 1, in_.problem.w.k, in_.problem.w.n},
+        to_(c.out_dtype(), shape_, make_layout(c.o_layout, shape_, 1)) {}
+  Call call() override { return DequantizeCall{in_.problem.w, to_.view()}; }
+  WatchedInputs watched() const override { return watched_bytes(in_.w); }
+  void prepare(std::byte filling) override {
+    for (const WrittenBytes& part : written()) std::ranges::fill(part.bytes, filling);
+  }
+  std::vector<WrittenBytes> written() override {
+    std::vector<WrittenBytes> parts;
+    for (const auto& [begin, end] : to_.regions())
+      parts.push_back({"W", {to_.bytes() + begin, to_.bytes() + end}});
+    return parts;
+  }
+  std::string wrong() override { return compare_read(in_.problem.w, to_.view()); }
+
+ private:
+  const ProductInputs in_;
+  const Extents shape_;
+  const Tensor to_;
+};
 
 // What two askings found, of which the second is made if the first found nothing wrong.
 template <class Second>
@@ -164,7 +226,7 @@ JudgedBits both(const char* what, JudgedBits first, const Second& second) {
 
 JudgedBits judge_quantizer(const Case& c, Candidate& candidate) {
   const ProductSpec& p = c.product;
-  if (p.weights != Weights::quantized || !candidate.abilities().quantizer) return {};
+  if (!asks_quantizer(c, candidate)) return {};
   const auto own = [&](Index k, Index n) { return original_weight(c, k, n); };
   return both("quantization", judge_stored(c, candidate, p.k, p.n, own), [&] {
     const WeightSet ties = ties_of(p.format, p.group_size());
@@ -175,15 +237,32 @@ JudgedBits judge_quantizer(const Case& c, Candidate& candidate) {
 
 JudgedBits judge_dequantizer(const Case& c, Candidate& candidate, const ProductInputs& in) {
   if (!candidate.abilities().dequantizer) return {};
-  const auto watched = [](const LowBitMatrix& w) {
-    return WatchedInputs{
-        {{"w.codes", &w.codes()}, {"w.scales", &w.scales()}, {"w.extra", &w.extra()}}};
-  };
-  return both("dequantization", judge_read(c, candidate, in.problem.w, watched(in.w), c.o_layout),
-              [&] {
+  return both("dequantization",
+              judge_read(c, candidate, in.problem.w, watched_bytes(in.w), c.o_layout), [&] {
                 const LowBitMatrix all = codes_of(c.product.format, c.product.group_size());
-                return judge_read(c, candidate, all.view(), watched(all), LayoutKind::bhsd);
+                return judge_read(c, candidate, all.view(), watched_bytes(all), LayoutKind::bhsd);
               });
+}
+
+BitsOperation quantizing() {
+  const auto one_call = [](const Case& c, Candidate& candidate) -> std::unique_ptr<KnownCall> {
+    if (!asks_quantizer(c, candidate)) return nullptr;
+    return quantizing_of(c, candidate, c.product.k, c.product.n,
+                         [&](Index k, Index n) { return original_weight(c, k, n); });
+  };
+  return {"quantize", judge_quantizer, one_call};
+}
+
+BitsOperation dequantizing(Surroundings around) {
+  const auto judge = [around](const Case& c, Candidate& candidate) {
+    return judge_dequantizer(c, candidate, ProductInputs(c, around));
+  };
+  const auto one_call = [around](const Case& c, Candidate& candidate) {
+    std::unique_ptr<KnownCall> call = std::make_unique<Dequantizing>(c, around);
+    if (!why_unsupported(candidate, call->call()).empty()) call.reset();
+    return call;
+  };
+  return {"dequantize", judge, one_call};
 }
 
 }  // namespace assay

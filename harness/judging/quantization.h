@@ -18,4 +18,9 @@ JudgedBits judge_quantizer(const Case& c, Candidate& candidate);
 // first.
 JudgedBits judge_dequantizer(const Case& c, Candidate& candidate, const ProductInputs& in);
 
+// The same as operations of which more is asked. Their one call is that for the weights of the
+// case.
+BitsOperation quantizing();
+BitsOperation dequantizing(Surroundings around);
+
 }  // namespace assay

@@ -2,25 +2,18 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <memory>
+
 namespace assay {
 namespace {
 
-std::vector<std::byte> bytes_of(const Tensor& t) {
-  std::vector<std::byte> all;
-  for (const auto& [begin, end] : t.regions())
-    all.insert(all.end(), t.bytes() + begin, t.bytes() + end);
-  return all;
-}
-
-}  // namespace
-
+// Makes one wrong call. If its answer is no refusal, says what it was.
 Relation ask_to_refuse(Candidate& candidate, const Request& request, const std::string& name,
-                       const NamedOutputs& outputs) {
+                       const std::vector<WrittenBytes>& written) {
   std::vector<std::vector<std::byte>> before;
-  for (const auto& [output, t] : outputs) {
-    poison(*t, Poison::nan);
-    before.push_back(bytes_of(*t));
-  }
+  for (const WrittenBytes& part : written)
+    before.emplace_back(part.bytes.begin(), part.bytes.end());
   kernels::Status answer;
   std::string what;
   const std::string broken = failure_in([&] {
@@ -30,11 +23,37 @@ Relation ask_to_refuse(Candidate& candidate, const Request& request, const std::
   if (!broken.empty()) return Relation::violated(broken);
   if (what.empty()) return Relation::not_applicable("this call cannot be made wrong so");
   if (answer.ok()) return Relation::violated(fmt::format("{}: answered success", what));
-  for (std::size_t k = 0; k < outputs.size(); ++k)
-    if (bytes_of(*outputs[k].tensor) != before[k])
+  for (std::size_t k = 0; k < written.size(); ++k)
+    if (!std::ranges::equal(written[k].bytes, before[k]))
       return Relation::violated(
-          fmt::format("{}: refused, and {} was written", what, name_of(outputs[k].output)));
+          fmt::format("{}: refused, and {} was written", what, written[k].name));
   return Relation::held();
+}
+
+}  // namespace
+
+std::vector<WrittenBytes> poisoned(const NamedOutputs& outputs) {
+  std::vector<WrittenBytes> parts;
+  for (const auto& [output, t] : outputs) {
+    poison(*t, Poison::nan);
+    for (const auto& [begin, end] : t->regions())
+      parts.push_back({std::string(name_of(output)), {t->bytes() + begin, t->bytes() + end}});
+  }
+  return parts;
+}
+
+Relations ask_for_refusals(const Candidate& candidate, const Request& request,
+                           const std::string& prefix,
+                           const std::function<std::vector<WrittenBytes>()>& prepare) {
+  Relations found;
+  std::unique_ptr<Candidate> fresh;
+  for (const std::string& name : candidate.wrong_calls(request.call)) {
+    if (!fresh) fresh = candidate.fresh();
+    Relation answer = ask_to_refuse(*fresh, request, name, prepare());
+    if (answer.how == Relation::How::violated) fresh.reset();
+    found[fmt::format("{}-{}", prefix, name)] = std::move(answer);
+  }
+  return found;
 }
 
 }  // namespace assay

@@ -2,34 +2,30 @@
 // live.
 #pragma once
 
-#include <cstring>
-#include <memory>
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "harness/judging/judged_bits.h"
 #include "harness/judging/step.h"
 
 namespace assay {
 
-// Makes one wrong call, from poisoned outputs. If its answer is no refusal, says what it was.
-Relation ask_to_refuse(Candidate& candidate, const Request& request, const std::string& name,
-                       const NamedOutputs& outputs);
+// Makes every wrong call that can be made of the request, and tells each as the relation
+// PREFIX-NAME. `prepare` fills what the call writes, and says where that is. A candidate that did
+// not refuse a call may be in any state, so the next call goes to a fresh process.
+Relations ask_for_refusals(const Candidate& candidate, const Request& request,
+                           const std::string& prefix,
+                           const std::function<std::vector<WrittenBytes>()>& prepare);
 
-// Makes every wrong call that can be made of the step. A candidate that did not refuse a call may
-// be in any state, so the next call goes to a fresh process.
+// The bytes of outputs that are filled with poison.
+std::vector<WrittenBytes> poisoned(const NamedOutputs& outputs);
+
 template <class Step>
 Relations ask_for_refusals(const Asked<Step>& asked) {
-  Relations found;
   const typename Step::Out out = asked.step.outputs();
-  const Request request{asked.step.call(out), execution_of(asked.step.c)};
-  std::unique_ptr<Candidate> fresh;
-  for (const std::string& name : asked.candidate.wrong_calls(request.call)) {
-    if (!fresh) fresh = asked.candidate.fresh();
-    Relation answer = ask_to_refuse(*fresh, request, name, out.named());
-    if (answer.how == Relation::How::violated) fresh.reset();
-    found["refuses-" + name] = std::move(answer);
-  }
-  return found;
+  return ask_for_refusals(asked.candidate, {asked.step.call(out), execution_of(asked.step.c)},
+                          "refuses", [&] { return poisoned(out.named()); });
 }
 
 }  // namespace assay

@@ -91,6 +91,7 @@ struct ForwardStep {
   bool with_lse = true;
   // Those under which it is judged, and its relations are asked.
   Conventions conventions = Conventions::ours();
+  PagesFrom pages = PagesFrom::encoder;  // of a cached case
 
   Out outputs() const { return Out(c, with_lse, in.around); }
   Call call(const Out& out) const;

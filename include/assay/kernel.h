@@ -469,7 +469,7 @@ typedef struct assay_kernel {
                            const assay_tensor* lse, const assay_tensor* d_o,
                            const assay_gradients* gradients, const assay_run* run);
   /* Does the same as forward over the keys of a cache. In `problem`, k and v are shapes without
-   * data (Lk is the largest number of keys of a sequence), key_lengths says how many tokens each
+   * data (Lk is at least the number of keys of any sequence), key_lengths says how many tokens each
    * sequence has, and key_starts says how many of them were dropped. The rows are the last tokens:
    * the offset of a sequence is its key length less Lq. */
   assay_status (*decode)(const assay_attention* problem, const assay_pages* pages,

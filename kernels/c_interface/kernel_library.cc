@@ -122,12 +122,49 @@ assay_status supports_append(const assay_tensor*, const assay_tensor*, const ass
   return in_rows(pages, reason);
 }
 
+template <class T>
+const T& there(const T* given, const char* name) {
+  if (!given) refuse(std::string(name) + " is null");
+  return *given;
+}
+
+// Pages that hold tokens, with scales where their elements are codes.
+StoredPlane plane_of(const assay_tensor* elements, const assay_tensor* scales,
+                     const assay_pages& pages, const char* name) {
+  if (there(elements, name).dtype.bits <= 8) there(scales, "scales of pages");
+  StoredPlane plane(elements, scales, pages);
+  if (plane.t.shape[2] != pages.page_size)
+    refuse(std::string(name) + " has pages of " + std::to_string(plane.t.shape[2]) +
+           " tokens, not of page_size = " + std::to_string(pages.page_size));
+  return plane;
+}
+
+// Tokens that go into pages: as many of V as of K, with the heads and columns of the pages.
+TensorView tokens_for(const StoredPlane& plane, const assay_tensor* given, const char* name,
+                      const assay_tensor& k) {
+  const TensorView t = view_of(&there(given, name), name);
+  expect_shape(t, name, {k.shape[0], plane.t.shape[1], k.shape[2], plane.t.shape[3]});
+  return t;
+}
+
+void check_slots(const std::int64_t* slots, Index count, Index end) {
+  if (count > 0) there(slots, "slots");
+  for (Index n = 0; n < count; ++n)
+    if (slots[n] < -1 || slots[n] >= end)
+      refuse("slots[" + std::to_string(n) + "] = " + std::to_string(slots[n]) +
+             " is outside [-1, " + std::to_string(end) + ")");
+}
+
 assay_status append(const assay_tensor* k, const assay_tensor* v, const std::int64_t* slots,
                     const assay_pages* pages, const assay_run*) {
   return guarded([&] {
-    const StoredPlane of_k(pages->k, pages->k_scales, *pages),
-        of_v(pages->v, pages->v_scales, *pages);
-    TensorView tokens_k = view_of(k, "k"), tokens_v = view_of(v, "v");
+    there(pages, "pages");
+    const StoredPlane of_k = plane_of(pages->k, pages->k_scales, *pages, "pages.k"),
+                      of_v = plane_of(pages->v, pages->v_scales, *pages, "pages.v");
+    const assay_tensor& first = there(k, "k");
+    TensorView tokens_k = tokens_for(of_k, k, "k", first),
+               tokens_v = tokens_for(of_v, v, "v", first);
+    check_slots(slots, tokens_k.shape[0] * tokens_k.shape[2], of_k.t.shape[0] * pages->page_size);
     const Index batch = tokens_k.shape[0], heads = tokens_k.shape[1], count = tokens_k.shape[2];
     for (Index b = 0; b < batch; ++b) {
       for (Index row = 0; row < count; ++row) {
@@ -216,10 +253,14 @@ void copy(const std::vector<std::byte>& from, void* to) {
 assay_status quantize(const assay_tensor* w, const assay_low_bit_output* to, const assay_run*) {
   return guarded([&] {
     LowBitBytes bytes;
+    expect_shape(view_of(&there(w, "w"), "w"), "w", {1, 1, there(to, "to").k, to->n});
+    if (!to->codes) refuse("to.codes is null");
     if (Status status = quantize_weights(view_of(w, "w"), low_bit_format(to->format, "to"),
                                          {to->group_size}, bytes);
         !status.ok())
       return status;
+    if (!bytes.scales.empty() && !to->scales) refuse("to.scales is null");
+    if (!bytes.extra.empty() && !to->extra) refuse("to.extra is null");
     copy(bytes.codes, to->codes);
     copy(bytes.scales, to->scales);
     copy(bytes.extra, to->extra);
