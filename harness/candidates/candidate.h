@@ -110,9 +110,6 @@ struct UsedMemory {
   std::int64_t heap = 0, resident = 0, descriptors = 0;
 };
 
-// The arithmetic that a candidate declares, for attention or for products.
-using Arithmetic = std::variant<Contract, ProductContract>;
-
 class Candidate {
  public:
   virtual ~Candidate() = default;
