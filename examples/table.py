@@ -5,7 +5,8 @@
 
 A row says how many cases passed of those that were judged; those that differ by a convention, and
 those that fail, each with its line below the table; the largest error/bound by output; and how near
-evidence came to its limits: the largest s of a row and z of a question, as parts of their limits.
+evidence came to its limits: the largest s of a row and z of a question, as parts of their limits,
+with the question and its case below the table.
 """
 
 import argparse
@@ -23,6 +24,7 @@ class Row:
         self.outcomes = collections.Counter()
         self.ratio = collections.defaultdict(float)
         self.s = self.z = 0.0
+        self.asked = ""  # the question with the largest z, and its case
         self.told = []
 
     def add(self, result):
@@ -37,7 +39,9 @@ class Row:
             self.s = max(self.s, row["s"] / row["limit"])
         for found in evidence.get("filters", []):
             if abs(found["share"]) >= found["least"]:  # less is rounding
-                self.z = max(self.z, abs(found["z"]) / evidence["z_limit"])
+                z = abs(found["z"]) / evidence["z_limit"]
+                if z > self.z:
+                    self.z, self.asked = z, f"{found['fault']}: {result['case']}"
 
     def text(self):
         passed = self.outcomes["pass"] + self.outcomes["suspect"]
@@ -82,6 +86,7 @@ def main():
         for dtype, row in sorted(rows_of(kernel_of(where), asked.suite, asked.seed).items()):
             print(f"| {name} | {dtype} | {row.text()} |", flush=True)
             told += [f"{name}: {line}" for line in row.told]
+            told += [f"{name}: z {row.z:.2f}: {row.asked}"] if row.asked else []
     print("\n".join(told), flush=True)
 
 

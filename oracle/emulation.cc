@@ -303,6 +303,7 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   how.log = unit();
   how.keep_scale = unit();
   how.flushes = serial % 2 == 0;
+  how.keeps_weights = serial % 4 < 2;
   how.sums_in_order = serial % 3 == 0;
   // Declared tiles may begin before the first key.
   how.order.resize(usize((keys + how.tile - 1) / how.tile + (c.ordered ? 1 : 0)));

@@ -35,6 +35,7 @@ struct Schedule {
   double tanh = 0, log = 0;              // the errors of tanh and of log, likewise
   double keep_scale = 0;                 // of 1 / (1 - dropout), in [-1, 1] units of roundoff
   bool flushes = false;                  // weights that may underflow are 0
+  bool keeps_weights = false;            // the gradients are those of kept weights, without LSE
   bool sums_in_order = false;            // weights are added to their sum one after the other
 };
 // `serial` numbers the replicates, so that choices of two are shared out evenly.

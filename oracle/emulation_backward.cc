@@ -5,6 +5,20 @@
 #include <limits>
 
 namespace assay {
+namespace {
+
+// The LSE that follows from the scores of a row. An error of the largest score is one of all
+// weights of the row, which a stored LSE would have brought with it.
+double lse_of_scores(const Schedule& how, const EmulatedRows& x, const Eigen::ArrayXd& s) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  const double sink = x.has_sink ? static_cast<double>(x.sink) : -infinity;
+  const double max = std::max(s.maxCoeff(), sink);
+  if (!(max > -infinity)) return max;
+  const double lse = max + std::log((s - max).exp().sum() + std::exp(sink - max));
+  return how.keeps_weights ? lse : static_cast<double>(static_cast<float>(lse));
+}
+
+}  // namespace
 
 EmulatedGradients emulate_backward(const Contract& c, const Schedule& how,
                                    const EmulatedBackward& in) {
@@ -21,8 +35,11 @@ EmulatedGradients emulate_backward(const Contract& c, const Schedule& how,
   const double offset = how.exp_offset * c.exp_ulp * 0x1p-23,
                per_unit = how.exp_slope * c.exp_ulp_per_unit * 0x1p-23;
   for (Index r = 0; r < rows; ++r) {
-    if (!(in.lse(r) > -std::numeric_limits<float>::infinity())) continue;
-    const Eigen::ArrayXd argument = (s.row(r).array() - in.lse(r)).transpose().cast<double>();
+    const Eigen::ArrayXd scores = s.row(r).transpose().array().cast<double>();
+    const double lse =
+        in.lse.size() > 0 ? static_cast<double>(in.lse(r)) : lse_of_scores(how, x, scores);
+    if (!(lse > -std::numeric_limits<double>::infinity())) continue;
+    const Eigen::ArrayXd argument = (scores - lse).cast<float>().cast<double>();
     const Eigen::ArrayXd weight = argument.exp() * (1 + offset + per_unit * argument.max(-200.0));
     const double floor = how.flushes ? c.exp_floor : 0;
     p.row(r) = (weight < floor).select(0.0, weight).cast<float>().matrix().transpose();

@@ -10,7 +10,9 @@ namespace assay {
 struct EmulatedBackward {
   EmulatedRows in;
   RowMajorSingle o, d_o;  // rows x Dv, as the forward pass stored them
-  Eigen::VectorXf lse;    // likewise; -inf for a row without weight
+  // Likewise; -inf for a row without weight. Empty for a kernel that gives no LSE: its gradients
+  // rest on an LSE, or on weights, of its own, which have the errors of its scores.
+  Eigen::VectorXf lse;
   Eigen::VectorXf d_lse;  // 0 where there is none
   float keep_scale = 1;   // 1 / (1 - dropout)
 };

@@ -61,7 +61,7 @@ struct FilterAnswer {
 
 struct Evidence {
   std::string arithmetic;  // the one that fits, or that fits best; empty: nothing was asked
-  std::string not_asked;   // why nothing was asked
+  std::string not_asked;   // why nothing was asked, or "of gradients: " and why none of these were
   bool fits = true;
   std::string reason;                 // where nothing fits: one sentence
   std::map<Output, Atypical> rows;    // by output

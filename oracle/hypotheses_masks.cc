@@ -159,14 +159,6 @@ constexpr Hypothesis hypotheses[] = {
        p.offset.assign(usize(p.shape.batch), end);
        return true;
      }},
-    {"positions-after-append", "rows are numbered from the end of the cache on",
-     [](Alteration& a, Index) {
-       Attention& p = a.problem;
-       if (!(p.causal || has_window(p))) return false;
-       p.offset.resize(usize(p.shape.batch), 0);
-       for (Index& n : p.offset) n += p.shape.rows;
-       return true;
-     }},
     {"causal-ignored", "causality is ignored",
      [](Alteration& a, Index) { return ignores(a.problem.causal); }},
     {"causal-tile-full", "the tile of {} keys that the diagonal crosses is not masked",
@@ -186,6 +178,14 @@ constexpr Hypothesis hypotheses[] = {
        return a.problem.causal && see(a, [](const Attention& q, Index b, Index i, KeyInterval) {
                 return visible_interval(q, b, std::min(i / 4 * 4 + 3, q.shape.rows - 1));
               });
+     }},
+    {"positions-after-append", "rows are numbered from the end of the cache on",
+     [](Alteration& a, Index) {
+       Attention& p = a.problem;
+       if (!(p.causal || has_window(p))) return false;
+       p.offset.resize(usize(p.shape.batch), 0);
+       for (Index& n : p.offset) n += p.shape.rows;
+       return true;
      }},
     {"causal-in-first-tile", "rows behind the first tile of {} keys see the future",
      [](Alteration& a, Index tile) {

@@ -434,6 +434,8 @@ void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) 
       element_bound(c_, x_, bound, center, sums, hull, largest) +
       bound.centred_total * element.radius / std::max(bound.denominator, safety::least_denominator);
   element.value_overflow = values_may_overflow(c_, state(r).live, largest);
+  // Sums of fp64 numbers near their largest may leave the range on the way.
+  if (!std::isfinite(element.radius) || std::isnan(element.bound)) block_.row(r).needs_ball = true;
 }
 
 // Computes an element of a row where weights are exactly 0 or 1, and no sum is rounded.

@@ -26,7 +26,10 @@ Evidence not_asked(const char* why) {
 }
 
 void add(Evidence& forward, const Evidence& gradients) {
-  if (gradients.arithmetic.empty()) return;
+  if (gradients.arithmetic.empty()) {
+    if (!forward.arithmetic.empty()) forward.not_asked = "of gradients: " + gradients.not_asked;
+    return;
+  }
   if (forward.arithmetic.empty()) {
     forward = gradients;
     return;

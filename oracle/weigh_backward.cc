@@ -125,15 +125,12 @@ EvidenceGroup gather_group(const Attention& p, const AttentionBackwardInput& inp
     head.in = emulated_inputs(problem, *group.kv, block);
     head.o = single_rows(input.o, b, h);
     head.d_o = single_rows(input.d_o, b, h);
-    head.lse.resize(s.rows);
+    head.lse.resize(input.lse ? s.rows : 0);
     head.d_lse.resize(s.rows);
     for (Index i = 0; i < s.rows; ++i)
       head.d_lse(i) = static_cast<float>(lse_gradient_of_row(input, b, h, i));
-    for (Index i = 0; i < s.rows; ++i)
-      head.lse(i) = static_cast<float>(input.lse ? load(input.lse, input.lse.at(b, h, i, 0))
-                                       : block.row(i).lse.kind == Kind::finite
-                                           ? block.row(i).lse.value
-                                           : -std::numeric_limits<double>::infinity());
+    for (Index i = 0; i < head.lse.size(); ++i)
+      head.lse(i) = static_cast<float>(load(input.lse, input.lse.at(b, h, i, 0)));
     if (p.dropout > 0) head.keep_scale = 1 / (1 - p.dropout);
     const RowMajor gauge = weigh_by_gradient(block, head.d_o, s.keys);
     using Pairs = Eigen::Map<const RowMajorSingle>;

@@ -163,6 +163,14 @@ TEST(CaseText, EveryNumberOfAnArithmeticIsTold) {
   }
 }
 
+// Of some rows no gradient is typical or not, and a pass does not hide that.
+TEST(CaseText, GradientsThatWereNotAskedAreTold) {
+  const char* why = "typical errors were not asked: of gradients: only some rows were judged";
+  EXPECT_THAT(joined(told_case(judged("backward b=1 h=1 l=64 d=16 rows=8"))),
+              testing::AllOf(HasSubstr("errors are typical"), HasSubstr(why)));
+  EXPECT_THAT(joined(told_case(judged("backward b=1 h=1 l=64 d=16"))), Not(HasSubstr(why)));
+}
+
 TEST(CaseText, EveryNumberIsExplained) {
   for (const CaseResult& r :
        {judged("attention b=1 h=4/2 l=9x20 d=8 causal"), failure_of_everything(),

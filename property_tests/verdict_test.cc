@@ -1,5 +1,6 @@
 // Tests the judge: outputs that must fail do so with the right words, and outputs that must pass
 // do.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -55,6 +56,21 @@ class VerdictTest : public testing::Test {
 };
 
 constexpr const char* plain = "attention b=2 h=4/2 l=9x13 d=8/6 causal offset=end seed=2";
+
+// Values near the largest fp64 number leave the range in the oracle's own fp64 sums.
+TEST_F(VerdictTest, CorrectlyRoundedOutputsInFp64Pass) {
+  for (const char* line :
+       {"l=2 d=1 dtype=f64 values=near-overflow", "l=9 d=4 dtype=f64 values=huge",
+        "l=9 d=4 dtype=f64 values=near-overflow", "l=9x40 d=4 dtype=f64 causal"})
+    for (int seed = 1; seed <= 4; ++seed) {
+      const std::string whole = fmt::format("attention b=1 h=1 {} seed={}", line, seed);
+      prepare(whole.c_str());
+      EXPECT_THAT(judge_by_ladder(inputs_->problem, out_->view(), 64), Passes()) << whole;
+      store(lse(), lse().at(0, 0, 1, 0), nan);
+      EXPECT_THAT(judge_by_ladder(inputs_->problem, out_->view(), 64), testing::Not(Passes()))
+          << whole;
+    }
+}
 
 TEST_F(VerdictTest, CorrectlyRoundedOutputsPass) {
   for (const char* dtype : {"f32", "f16", "bf16"})

@@ -75,13 +75,15 @@ std::string nearest_to_bound(const Verdict& v) {
 
 // Whether errors are typical, of the output that comes nearest to its limit. On a case that passed.
 std::string typical_errors(const Evidence& e) {
-  if (!e.not_asked.empty()) return "; typical errors were not asked: " + e.not_asked;
+  const std::string not_asked =
+      e.not_asked.empty() ? "" : "; typical errors were not asked: " + e.not_asked;
+  if (e.arithmetic.empty()) return not_asked;
   const auto beyond = [](const auto& row) { return row.second.s / row.second.limit; };
   const auto most = std::ranges::max_element(e.rows, {}, beyond);
-  if (e.arithmetic.empty() || most == e.rows.end()) return "";
+  if (most == e.rows.end()) return not_asked;
   if (!e.fits) return "; errors are not typical";  // the reason says so, too
-  return fmt::format("; errors are typical: those of {} at most {:.2g} times (limit {:.2g})",
-                     name_of(most->first), most->second.s, most->second.limit);
+  return fmt::format("; errors are typical: those of {} at most {:.2g} times (limit {:.2g}){}",
+                     name_of(most->first), most->second.s, most->second.limit, not_asked);
 }
 
 std::string_view told(Change change, bool product) {
@@ -240,7 +242,7 @@ std::string listed_filter(const FilterAnswer& f, double limit) {
 void explain_evidence(Explained& to, const Evidence& e) {
   if (!e.not_asked.empty())
     to.add("evidence: not asked: " + e.not_asked,
-           "whether errors are typical is not known here; the bound alone was asked");
+           "whether these errors are typical is not known here; the bound alone was asked");
   if (e.arithmetic.empty()) return;
   to.add(fmt::format("evidence: errors {} those of {}", e.fits ? "are" : "come nearest to",
                      e.arithmetic),

@@ -1,10 +1,13 @@
 """Flash attention in Triton, forward and backward: causal, grouped heads, f16, bf16 and f32.
 
     pytest -p assay.pytest_plugin --assay=plain examples/triton/flash_attention.py
+    TRITON_INTERPRET=1 assay check --python examples/triton/flash_attention.py::attention --suite tiny
 
 `attention` is right, with its gradients. MISTAKES and GRADIENT_MISTAKES are what people get wrong;
 `broken(NAME)` and `broken_gradients(NAME)` are the kernels with one of them, which Assay finds.
 """
+
+import os
 
 import assay
 import torch
@@ -32,6 +35,8 @@ GRADIENT_MISTAKES = (
     "delta left out",
     "scale of dk left out",
 )
+# Triton runs its kernels on the host where it is told to interpret them.
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 _DTYPES = ("f32", "f16", "bf16")
 _COLUMNS = 256  # a tile of more does not fit into shared memory
 
@@ -278,7 +283,7 @@ def gradients(q, k, v, o, lse, do, *, causal, scale):
     return run_gradients(q, k, v, o, lse, do, causal, scale)
 
 
-@assay.kernel("attention", device="cuda", dtypes=_DTYPES, supports=fits, gradients=gradients)
+@assay.kernel("attention", device=DEVICE, dtypes=_DTYPES, supports=fits, gradients=gradients)
 def attention(q, k, v, *, causal, scale):
     return run(q, k, v, causal, scale)
 
@@ -291,7 +296,7 @@ def broken(mistake):
     def function(q, k, v, *, causal, scale):
         return run(q, k, v, causal, scale, mistake)
 
-    return assay.kernel("attention", device="cuda", dtypes=_DTYPES, name=mistake)(function)
+    return assay.kernel("attention", device=DEVICE, dtypes=_DTYPES, name=mistake)(function)
 
 
 def broken_gradients(mistake):
@@ -302,4 +307,4 @@ def broken_gradients(mistake):
     def function(q, k, v, o, lse, do, *, causal, scale):
         return run_gradients(q, k, v, o, lse, do, causal, scale, mistake)
 
-    return assay.kernel("backward", device="cuda", dtypes=_DTYPES, name=mistake)(function)
+    return assay.kernel("backward", device=DEVICE, dtypes=_DTYPES, name=mistake)(function)

@@ -188,6 +188,12 @@ ASSAY_JUDGE_API assay_status assay_judge_record(const char* line, const assay_na
 ASSAY_JUDGE_API assay_status assay_judge_file(const char* path, const assay_judge_options* options,
                                               assay_text** answer);
 
+/* Tells what a run of several cases says together. `results` is a JSON array of results, as they
+ * were answered. Answers {"shared": what the failing cases have and no passing case has, "causes":
+ * [the failures of one cause, the most frequent first]}; docs/results.md has their fields.
+ * ASSAY_INVALID_ARGUMENTS for text that is no such array, with the field that is wrong. */
+ASSAY_JUDGE_API assay_status assay_judge_summary(const char* results, assay_text** answer);
+
 /* Says whether a case still fails: 1 yes, 0 no, -1 stop looking. */
 typedef int32_t (*assay_fails)(void* user, const char* line);
 

@@ -87,10 +87,15 @@ def check(
         if progress is not None:
             progress(result)
 
+    def shrink_first(**how: Any) -> None:
+        for result in [r for r in results if r["outcome"] == "fail"][:_SHRUNK] if shrink else []:
+            k.shrink(result, seconds=shrink_seconds, **how)
+
     def take_isolated(cases: Sequence[str]) -> None:
         with Isolated(k, timeout, judge) as worker:
             for line in cases:
                 take(worker.judge(line))
+            shrink_first(judging=worker.judge)
 
     if isolate:
         take_isolated(lines["cases"])
@@ -99,15 +104,15 @@ def check(
             take(k.judge(line, **judge))
             if results[-1]["outcome"] == "fail" and k.tool.is_lost():
                 # A fault of the device's memory ends all work of its process.
-                rest, shrink = lines["cases"][len(results) :], False
+                rest = lines["cases"][len(results) :]
                 try:
                     take_isolated(rest)
                 except InputError:  # no other process can find the function
                     for left in rest:
                         take(k._not_run(left, f"the device answers no more since {line!r}"))
                 break
-        for result in [r for r in results if r["outcome"] == "fail"][:_SHRUNK] if shrink else []:
-            k.shrink(result, seconds=shrink_seconds, threads=threads, evidence=evidence)
+        else:
+            shrink_first(threads=threads, evidence=evidence)
     return Report(k.name, results, lines["unsupported"], suite or "", time.monotonic() - start)
 
 

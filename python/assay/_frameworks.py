@@ -60,7 +60,16 @@ class Framework:
 
     def make(self, name: str, t: Tensor, axes: Sequence[int]) -> Input:
         content = bytearray(t.packed())
-        format = {"f64": "d", "f32": "f", "bool": "?", "u8": "B", "i32": "i", "i64": "q"}[t.dtype]
+        # Newer type hints of memoryview know each format alone, and none that is looked up.
+        formats: Dict[str, Any] = {
+            "f64": "d",
+            "f32": "f",
+            "bool": "?",
+            "u8": "B",
+            "i32": "i",
+            "i64": "q",
+        }
+        format = formats[t.dtype]
         shape = tuple(t.shape[a] for a in axes)
         if axes != list(range(len(axes))) or 0 in shape:
             raise Finding("memoryviews are contiguous, and not empty")
@@ -82,6 +91,9 @@ class Framework:
 
     def poison(self, wanted: Sequence[Tuple[Sequence[int], str]], codes: Dict[str, int]) -> None:
         """Fills memory that the next allocations of such tensors will get again."""
+
+    def wait(self) -> None:
+        """Waits for the work that is queued on the device; here there is none."""
 
     def is_lost(self) -> bool:
         """Whether the device answers no more in this process, as after a fault of its memory."""
@@ -265,6 +277,10 @@ class Torch(Framework):
                 )
         del held
 
+    def wait(self) -> None:
+        if self.has_streams:
+            self.torch.cuda.synchronize(self.device)
+
     def is_lost(self) -> bool:
         if not self.has_streams:
             return False
@@ -409,9 +425,12 @@ class Cupy(Framework):
         ]
         del held
 
+    def wait(self) -> None:
+        self.cupy.cuda.runtime.deviceSynchronize()
+
     def is_lost(self) -> bool:
         try:
-            self.cupy.cuda.runtime.deviceSynchronize()
+            self.wait()
         except self.cupy.cuda.runtime.CUDARuntimeError:
             return True
         return False
@@ -423,7 +442,7 @@ class Cupy(Framework):
             "busy",
         )
         stream = self.cupy.cuda.Stream(non_blocking=True)
-        self.cupy.cuda.runtime.deviceSynchronize()
+        self.wait()
         with stream:
             # As with torch: work on any other stream reads what was there before.
             busy((1,), (1,), ())

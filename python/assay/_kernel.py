@@ -293,14 +293,22 @@ class Kernel:
         )
 
     def shrink(
-        self, result: Dict[str, Any], *, seconds: float = 60, **options: Any
+        self,
+        result: Dict[str, Any],
+        *,
+        seconds: float = 60,
+        judging: Optional[Callable[[str], Dict[str, Any]]] = None,
+        **options: Any,
     ) -> Dict[str, Any]:
-        """Makes the case of a failed result smaller; fills its fields `shrunk` and `reproduce`."""
-        quick: Dict[str, Any] = dict(options, power=False)
+        """Makes the case of a failed result smaller; fills its fields `shrunk` and `reproduce`.
+
+        `judging` judges a case line in another way than here, as in a process of its own.
+        """
+        judge = judging or functools.partial(self._judge, power=False, **options)
 
         def fails(_: Any, line: bytes) -> int:
             try:
-                return int(self._judge(line.decode(), **quick)["outcome"] == "fail")
+                return int(judge(line.decode())["outcome"] == "fail")
             except KeyboardInterrupt:
                 return -1
             except Exception:

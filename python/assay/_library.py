@@ -155,6 +155,7 @@ def _load() -> ctypes.CDLL:
         "function": [c_char_p, FUNCTION, c_void_p, c_int32, features, options, answer],
         "record": [c_char_p, tensors, c_int64, options, answer],
         "file": [c_char_p, options, answer],
+        "summary": [c_char_p, answer],
         "shrink": [c_char_p, features, FAILS, c_void_p, c_double, answer],
         "identify": [c_char_p, FUNCTION, c_void_p, c_int32, features, c_char_p, answer],
     }.items():

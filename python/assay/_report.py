@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import html
+import json
 from typing import Any, Dict, Iterator, List, Optional
 
-from ._library import facts
+from ._library import ask_json, facts, library
 from .errors import Failure
 
 _ORDER = ("pass", "suspect", "fail", "error", "inconclusive", "unsupported", "convention")
 _SHOWN = 3  # failures that a text shows
+_OF_KEYS = ("dK", "dV")  # outputs whose rows are keys
 
 
 def place_of(element: Dict[str, Any]) -> str:
+    output = element["output"]
     column = f", column={element['column']}" if "column" in element else ""
-    return f"{element['output']}[b={element['b']}, h={element['h']}, row={element['row']}{column}]"
+    if output == "C":  # which has no batch and no head
+        return f"C[row={element['row']}{column}]"
+    row = "key" if output in _OF_KEYS else "row"
+    return f"{output}[b={element['b']}, h={element['h']}, {row}={element['row']}{column}]"
 
 
 def _compared(result: Dict[str, Any]) -> int:
@@ -45,9 +51,10 @@ def _evidence_lines(evidence: Dict[str, Any]) -> List[str]:
     rows = [(row["s"] / row["limit"], output, row) for output, row in evidence["rows"].items()]
     if rows:
         _, output, row = max(rows, key=lambda ranked: ranked[0])
-        place = "column" if row.get("of_column") else "key" if output in ("dK", "dV") else "row"
+        place = "column" if row.get("of_column") else "key" if output in _OF_KEYS else "row"
+        head = "" if output == "C" else f"b={row['b']}, h={row['h']}, "
         lines.append(
-            f"  errors of {output}[b={row['b']}, h={row['h']}, {place}={row['row']}] are s = "
+            f"  errors of {output}[{head}{place}={row['row']}] are s = "
             f"{row['s']:.3g} times the typical ones; limit {row['limit']:.3g}, "
             f"median of all rows {row['median']:.3g}"
         )
@@ -62,6 +69,31 @@ def _evidence_lines(evidence: Dict[str, Any]) -> List[str]:
         f"{evidence['arithmetic']}, seed {evidence['seed']}"
     )
     return lines
+
+
+def cause_of(result: Dict[str, Any]) -> str:
+    """What the errors of a failure look like; empty where no fault was looked for."""
+    diagnosis = result.get("diagnosis")
+    if not diagnosis:
+        return ""
+    if diagnosis.get("not_asked"):
+        return f"no fault was looked for: {diagnosis['not_asked']}"
+    likes = []
+    for found in diagnosis["explanations"]:
+        same = found.get("same")
+        also = f", which is the same here as {', '.join(same)}" if same else ""
+        likes.append(found["words"] + also)
+    if not likes:
+        return f"looks like none of {diagnosis['tried']} known faults that would show"
+    return f"looks like: {'; or '.join(likes)}"
+
+
+def told_together(results: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """What the failing cases share and no passing one has, and the failures by cause."""
+    summary: Dict[str, Any] = ask_json(
+        library.assay_judge_summary, json.dumps(results).encode(), argument="results"
+    )
+    return summary
 
 
 def failure_text(name: str, result: Dict[str, Any], again: str) -> str:
@@ -88,6 +120,8 @@ def failure_text(name: str, result: Dict[str, Any], again: str) -> str:
             f"  proved: {result['elements']['outside']} of {_compared(result)} elements "
             f"outside, under {result['contract']}",
         ]
+    if cause := cause_of(result):
+        lines.append(f"  {cause}")
     if result.get("shrunk"):
         lines.append(f"  case      {result['case']}")
     if again:
@@ -163,23 +197,39 @@ class Report:
             return self
         if not self.failures:
             raise Failure(f"{self.summary()}: nothing was proved", [])
-        texts = [failure_text(self.title, r, r["reproduce"]) for r in self.failures[:1]]
+        first = self.failures[0]
+        texts = [failure_text(self.title, first, first["reproduce"])]
         if len(self.failures) > 1:
             texts.append(f"  and {len(self.failures) - 1} more of {len(self.results)} cases")
+            texts += [f"  {line}" for line in self._shared()]
         raise Failure("\n".join(texts), self.failures)
+
+    def _shared(self) -> List[str]:
+        """What the failing cases have in common, in a sentence, if anything."""
+        sentence = told_together(self.results)["shared"]["sentence"] if self.failures else ""
+        return [sentence] if sentence else []
 
     def __repr__(self) -> str:
         lines = [self.summary()]
-        for r in self.failures[:_SHOWN]:
-            lines.append(failure_text(self.title, r, r["reproduce"]))
-        if len(self.failures) > _SHOWN:
-            lines.append(f"and {len(self.failures) - _SHOWN} more failures")
+        if self.failures:
+            told = told_together(self.results)
+            lines += [told["shared"]["sentence"]] if told["shared"]["sentence"] else []
+            by_line = {r["case"]: r for r in self.failures}
+            causes = [c for c in told["causes"] if c["case"] in by_line]
+            for cause in causes[:_SHOWN]:  # failures of one cause are told once
+                r = by_line[cause["case"]]
+                if cause["cases"] > 1:
+                    lines.append(f"{cause['cases']} x {cause['outcome']}: {cause['reason']}")
+                lines.append(failure_text(self.title, r, r["reproduce"]))
+            if len(causes) > _SHOWN:
+                lines.append(f"and {len(causes) - _SHOWN} more causes")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         """For notebooks: a table of the cases, the failures first."""
         rows = [_row(r) for r in sorted(self.results, key=lambda r: not is_wrong(r))]
-        return f"<p><b>{html.escape(self.summary())}</b></p>{_table(rows)}"
+        told = "".join(f"<p>{html.escape(line)}</p>" for line in [self.summary(), *self._shared()])
+        return f"{told}{_table(rows)}"
 
 
 class Result(Dict[str, Any]):
@@ -204,6 +254,8 @@ def _row(r: Dict[str, Any]) -> str:
     told = f"<code>{html.escape(r['case'])}</code>"
     if r["outcome"] != "pass":
         told += f"<br>{html.escape(r['reason'].splitlines()[0])}"
+    if is_wrong(r) and cause_of(r):
+        told += f"<br>{html.escape(cause_of(r))}"
     if is_wrong(r) and r.get("reproduce"):
         told += f"<br><code>{html.escape(r['reproduce'])}</code>"
     return (

@@ -25,7 +25,7 @@ import pytest
 from ._check import Isolated
 from ._kernel import Kernel
 from ._library import parse, suite as suite_of
-from ._report import failure_text, is_right
+from ._report import failure_text, is_right, told_together
 from .errors import InputError
 
 _ISSUE = re.compile(r"^(#\d+|[A-Za-z][\w.-]*-\d+|https?://\S+|[\w.-]+/[\w.-]+#\d+)$")
@@ -199,6 +199,7 @@ class CaseItem(pytest.Item):
     def __init__(self, *, kernel: Kernel, line: str, issue: Optional[str], **keywords: Any):
         super().__init__(**keywords)
         self.kernel, self.line = kernel, line
+        self.told: Optional[Dict[str, Any]] = None  # of its result, for the summary
         self.add_marker("assay")
         if issue is not None:
             self.add_marker(pytest.mark.xfail(reason=f"known: {issue}", strict=True, raises=Wrong))
@@ -209,8 +210,11 @@ class CaseItem(pytest.Item):
         if option("assay_isolate"):
             with Isolated(self.kernel, option("assay_timeout"), judge) as worker:
                 result = worker.judge(self.line)
+                self._shrink(result, judging=worker.judge)
         else:
             result = self.kernel.judge(self.line, **judge)
+            self._shrink(result, **judge)
+        self.told = {name: result[name] for name in _TOLD if name in result}
         outcome = result["outcome"]
         compared = sum(result["elements"]["compared"].values()) if "elements" in result else 0
         self.user_properties += [("outcome", outcome), ("elements", compared)]
@@ -219,10 +223,12 @@ class CaseItem(pytest.Item):
         if outcome == "convention" and is_right(result):
             self.warn(pytest.PytestWarning(result["reason"]))
         if not is_right(result):
-            seconds = option("assay_shrink")
-            if outcome == "fail" and seconds > 0 and not option("assay_isolate"):
-                self.kernel.shrink(result, seconds=seconds, **judge)
             raise Wrong(failure_text(self.kernel.name, result, result["reproduce"]))
+
+    def _shrink(self, result: Dict[str, Any], **options: Any) -> None:
+        seconds = self.config.getoption("assay_shrink")
+        if result["outcome"] == "fail" and seconds > 0:
+            self.kernel.shrink(result, seconds=seconds, **options)
 
     def repr_failure(self, excinfo: Any, style: Any = None) -> Any:
         if isinstance(excinfo.value, Wrong):
@@ -237,11 +243,24 @@ class Wrong(AssertionError):
     """A case that failed."""
 
 
+# The fields of a result from which the summary tells what failing cases share.
+_TOLD = ("case", "candidate", "reproduce", "dtype", "outcome", "reason", "shrunk", "diagnosis")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: Any, call: Any) -> Iterator[None]:
+    """The report carries the result, also from a process of xdist."""
+    outcome = yield
+    if call.when == "call" and getattr(item, "told", None) is not None:
+        outcome.get_result().assay_told = item.told  # type: ignore[attr-defined]
+
+
 class Tally:
     """What the reports of all processes say: with xdist the tests run elsewhere."""
 
     def __init__(self) -> None:
         self.elements = self.compared = 0
+        self.told: Dict[str, List[Dict[str, Any]]] = {}  # results by kernel
         self.elsewhere: Dict[str, List[str]] = {"unsupported": [], "kernels": []}
 
     @pytest.hookimpl(optionalhook=True)
@@ -254,6 +273,18 @@ class Tally:
         if report.when == "call" and "elements" in properties:
             self.elements += properties["elements"]
             self.compared += properties["outcome"] in ("pass", "suspect", "fail", "convention")
+        told = getattr(report, "assay_told", None)
+        if told is not None:
+            self.told.setdefault(told["candidate"], []).append(told)
+
+    def shared(self) -> List[str]:
+        """For each kernel what its failing cases have, and no passing one has."""
+        sentences = []
+        for candidate, results in self.told.items():
+            sentence = told_together(results)["shared"]["sentence"]
+            if sentence:
+                sentences.append(f"{candidate.rpartition('::')[2]}: {sentence}")
+        return sentences
 
 
 @pytest.hookimpl(trylast=True)
@@ -275,9 +306,11 @@ def pytest_sessionfinish(session: Any, exitstatus: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: Any, config: Any) -> None:
+    state: State = config._assay
+    for sentence in state.tally.shared():
+        terminalreporter.write_line(f"assay: {sentence}")
     if config.getoption("assay") is None or config.option.collectonly:
         return
-    state: State = config._assay
     unsupported = state.unsupported or state.tally.elsewhere["unsupported"]
     kernels = state.kernels or state.tally.elsewhere["kernels"]
     text = f"assay: {state.tally.compared} cases compared, {state.tally.elements} elements"

@@ -80,7 +80,7 @@ def test_jax_in_16_bits(jax_on, dtype):
 
 def test_a_device_that_jax_has_not(jax_on):
     with pytest.raises(assay.InputError, match="device: 'cuda:77'"):
-        outcome(attend, "jax", "cuda:77")
+        outcome(lambda q, k, v: q, "jax", "cuda:77")
 
 
 def test_the_attention_of_jax(jax_on):
@@ -157,6 +157,6 @@ def test_cupy(cupy):
 
 def test_a_device_that_cupy_has_not(cupy):
     with pytest.raises(assay.InputError, match="device: 'cuda:77'"):
-        outcome(attend, "cupy", "cuda:77")
+        outcome(lambda q, k, v: q, "cupy", "cuda:77")
     with pytest.raises(assay.InputError, match="device: 'cpu'"):
-        outcome(attend, "cupy", "cpu")
+        outcome(lambda q, k, v: q, "cupy", "cpu")

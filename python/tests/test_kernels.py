@@ -515,3 +515,30 @@ def test_exceptions_are_results():
         raise SystemExit(3)
 
     assert "SystemExit" in attention(leaving).judge(fine)["reason"]
+
+
+def test_a_report_tells_failures_of_one_cause_once():
+    lines = [
+        f"attention b=1 h=1 l={n} d=4 dtype=f32{more}"
+        for n in range(4, 18)
+        for more in ("", " causal")
+    ]
+    report = assay.check(kernels.late_by_one, case=lines, shrink=False)
+    assert report.counts["fail"] == 14 and report.counts["pass"] == 14
+    told = repr(report)
+    assert "all 14 failing cases have causal; none of 14 passing ones has it" in told
+    assert told.count("looks like: the causal diagonal is one key late") == 1
+    assert "14 x fail, proved: " in told
+    with pytest.raises(assay.Failure, match="looks like: the causal") as raised:
+        report.raise_for_failures()
+    assert "all 14 failing cases have causal" in str(raised.value)
+    assert "looks like: the causal" in report._repr_html_()
+
+
+def test_places_of_elements():
+    from assay._report import place_of
+
+    element = {"b": 0, "h": 1, "row": 2, "column": 3}
+    assert place_of({"output": "O", **element}) == "O[b=0, h=1, row=2, column=3]"
+    assert place_of({"output": "dV", **element}) == "dV[b=0, h=1, key=2, column=3]"
+    assert place_of({"output": "C", **element}) == "C[row=2, column=3]"

@@ -163,3 +163,34 @@ def test_a_crash_in_a_process_of_its_own(run):
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*exited with status 3*"])
     assert "gone" not in sys.modules
+
+
+LINES = [
+    f"attention b=1 h=1 l={n}x9 d=4 dtype=f32{more}"
+    for n in range(3, 17)
+    for more in ("", " causal")
+]
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+def test_what_failing_cases_share_is_told(run, workers):
+    if workers:
+        pytest.importorskip("xdist")
+    wrong = WRONG.replace("not causal", "False")
+    lines = [f"--assay-case={line}" for line in LINES]
+    result = run("import assay, torch\nfrom kernels import right_torch\n" + wrong, *lines, *workers)
+    result.assert_outcomes(failed=14, passed=14)
+    result.stdout.fnmatch_lines(
+        [
+            "*looks like: *causal*",
+            "assay: wrong: all 14 failing cases have causal; none of 14 passing ones has it",
+        ]
+    )
+
+
+def test_a_failure_in_a_process_of_its_own_is_made_smaller(run):
+    text = KERNELS + WRONG
+    line = "attention b=2 h=2 l=9x9 d=4 dtype=f32 causal"
+    result = run(text, f"--assay-case={line}", "--assay-isolate", "-k", "wrong")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*reproduce assay check --candidate *b=1 h=1 *"])

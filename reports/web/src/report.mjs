@@ -197,6 +197,7 @@ function evidence({ evidence: e }) {
         ? `The errors are typical of ${e.arithmetic}.`
         : `No arithmetic makes such errors; they come nearest to those of ${e.arithmetic}.`,
       ` ${plural(e.rows_asked ?? 0, 'row')} and ${plural(e.questions ?? 0, 'fault')} were asked, beside ${plural(e.replicates ?? 0, 'replicate')} (seed ${e.seed}).`,
+      has(e.not_asked) && ` Not asked: ${e.not_asked}.`,
     ),
     rows.length > 0 &&
       scroller(
