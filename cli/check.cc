@@ -228,6 +228,7 @@ int run(CheckOptions& o) {
                        .candidate = o.candidate,
                        .seed = o.selection.seed,
                        .left_out = selection.left_out,
+                       .share_drawn = selection.share_drawn,
                        .state = state,
                        .not_run = ran.not_run,
                        .why_not_run = ran.why_not_run,
@@ -307,7 +308,8 @@ void add_extent(CLI::App& check, CheckOptions& o) {
   check
       .add_option(
           "--max-unsupported", o.most_unsupported,
-          "Percent of the cases that may be unsupported; if there are more, the exit status is 1")
+          "Percent of the cases that may be unsupported; if there are more, the exit status is 1. "
+          "What a drawn suite has\nless than the whole one counts too")
       ->transform(number_in(0.0, 100.0))
       ->capture_default_str();
   check.add_flag("--stop-at-first-failure", o.stop_at_first_failure,

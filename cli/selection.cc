@@ -18,10 +18,9 @@ namespace assay {
 namespace {
 
 // How many cases of the whole suite need features that are not in `has`, and how many need which.
-std::string left_out(const std::string& suite, std::uint64_t seed, const Features& has) {
+std::string left_out(const std::vector<Case>& whole, const Features& has) {
   std::map<std::string, std::size_t> missing;
   std::size_t cases = 0;
-  const std::vector<Case> whole = make_suite(suite, seed).cases;
   for (const Case& c : whole)
     if (const std::string why = has.missing(c); !why.empty()) {
       ++cases;
@@ -87,8 +86,14 @@ Selection select_cases(const SelectionOptions& o, std::uint64_t seed, const Feat
   Selection s;
   if (!o.suite.empty()) {
     Suite suite = make_suite(o.suite, seed, has);
-    s = {std::string(suite.name), std::move(suite.notes), std::move(suite.cases), {}};
-    if (!has.has_all()) s.left_out = left_out(o.suite, seed, has);
+    s = {std::string(suite.name), std::move(suite.notes), std::move(suite.cases), {}, 1};
+    if (!has.has_all()) {
+      const std::vector<Case> whole = make_suite(o.suite, seed).cases;
+      s.left_out = left_out(whole, has);
+      s.share_drawn =
+          std::min(1.0, static_cast<double>(s.cases.size()) /
+                            static_cast<double>(std::max<std::size_t>(1, whole.size())));
+    }
     if (s.cases.empty()) throw UsageError(fmt::format("nothing to run: {}", s.left_out));
   } else {
     s.title = "cases";

@@ -44,6 +44,8 @@ struct Selection {
   // Of a suite that was drawn for a candidate that lacks features: how many cases of the whole
   // suite need which. Otherwise empty.
   std::string left_out;
+  // How many cases such a suite has, over those of the whole one; 1 where it has as many or more.
+  double share_drawn = 1;
 };
 
 // Throws UsageError, CaseError or std::invalid_argument. The selection is never empty. A suite is

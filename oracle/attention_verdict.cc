@@ -575,6 +575,7 @@ Verdict judge_bounds(const ProjectedAttention& given, const AttentionOutput& out
   RowTally total(options);
   Verdict& v = total.elements.verdict;
   v.contract = contract.name;
+  v.arithmetic = contract;
   v.tile = contract.tile;
   v.row_tile = contract.row_tile;
   if (!out.lse && !options.without_lse) {

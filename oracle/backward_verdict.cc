@@ -170,6 +170,7 @@ Verdict judge_bounds(const Attention& given, const AttentionBackwardInput& input
   judge_groups(problem, input, out, contract, options, rows, tally);
   Verdict v = tally.finish();
   v.contract = contract.name;
+  v.arithmetic = contract;
   v.tile = contract.backward_tile > 0 ? contract.backward_tile : contract.tile;
   v.row_tile = contract.backward_row_tile > 0 ? contract.backward_row_tile : contract.row_tile;
   v.rows_total = s.batch * s.query_heads * s.rows;
@@ -240,8 +241,9 @@ void add_gradients(Verdict& forward, const Verdict& gradients) {
   }
   forward.differs = gradients.differs.over(forward.differs);
   if (forward.outcome == Outcome::convention) forward.reason = told_conventions(forward.differs);
-  if (gradients.contract != forward.contract)
-    forward.contract += "; gradients: " + gradients.contract;
+  if (gradients.contract == forward.contract) return;
+  forward.contract += "; gradients: " + gradients.contract;
+  if (gradients.arithmetic) forward.gradient_arithmetic = std::get<Contract>(*gradients.arithmetic);
 }
 
 Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwardInput& input,

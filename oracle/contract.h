@@ -3,11 +3,14 @@
 // every term.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "problem/attention.h"
+#include "problem/names.h"
 
 namespace assay {
 
@@ -73,9 +76,45 @@ struct Contract {
   // every element of a token, in sums with both signs.
   bool absorbed = false;
   // The sums have a declared order: q.k is sequential over d, P V is sequential over keys, and the
-  // row sum is taken tile by tile. This gives a sharper bound.
+  // row sum is taken tile by tile: each tile adds up its weights from zero, in any order, and the
+  // sums of tiles are added one after the other. This gives a sharper bound.
   bool ordered = false;
 };
+
+// The order in which a kernel adds.
+enum class ProductOrder : std::uint8_t {
+  // Each group of W is summed by itself, from zero and with k ascending. Then the group sums, times
+  // their scales, are added from zero, also in ascending order.
+  groups_in_order,
+  // Each group is summed by itself, and then the groups are, both in any order.
+  groups,
+  any  // the weights are dequantized and summed in any order
+};
+
+template <>
+inline constexpr auto table_of<ProductOrder> = complete<Named<ProductOrder>>({
+    {ProductOrder::groups_in_order, "groups-in-order"},
+    {ProductOrder::groups, "groups"},
+    {ProductOrder::any, "any"},
+});
+
+struct ProductContract {
+  std::string name;
+  ProductOrder order = ProductOrder::any;
+  double roundoff = 0x1p-24;  // of one accumulation step
+  // The width of a block whose products a matrix instruction aligns to the largest of them, with
+  // the accumulator, before it drops what is below `roundoff` of it. 0: one product at a time.
+  int block = 0;
+  bool scales_weights = false;        // a tensor scale is multiplied into every weight
+  bool products_rounded = false;      // no FMA
+  std::optional<Dtype> weight_dtype;  // dequantized weights are rounded to it
+  // The finite limit of the sums. Sums beyond it are infinite, even where the arithmetic truncates.
+  double largest = 0x1.fffffep127;
+  double floor = 0x1p-149;  // the smallest subnormal: a step that underflows errs by at most this
+};
+
+// The arithmetic of attention or of a product.
+using Arithmetic = std::variant<Contract, ProductContract>;
 
 // The contracts that are tried for a kernel that declares none, from the strictest to the most
 // lenient.

@@ -20,8 +20,10 @@ Verdict climb(const Contracts& ladder, const JudgeOptions& options, const Judge&
   for (const auto& contract : ladder) {
     v = judge(contract, quiet);
     if (v.outcome == Outcome::fail && &contract != &ladder.back()) continue;
-    return options.judged ? judge(contract, options) : v;
+    if (options.judged) v = judge(contract, options);
+    break;
   }
+  v.declared = false;
   return v;
 }
 

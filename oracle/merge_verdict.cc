@@ -151,6 +151,7 @@ Verdict judge_merge(const MergeProblem& problem, const AttentionOutput& out,
       for (Index i = 0; i < shape[2]; ++i) judge.judge(b, h, i);
   Verdict v = tally.finish();
   v.contract = contract.name;
+  v.arithmetic = contract;
   v.rows_total = v.rows_judged;
   conclude(v, v.inside, {});
   return v;

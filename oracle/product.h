@@ -14,31 +14,6 @@
 
 namespace assay {
 
-// The order in which a kernel adds.
-enum class ProductOrder : std::uint8_t {
-  // Each group of W is summed by itself, from zero and with k ascending. Then the group sums, times
-  // their scales, are added from zero, also in ascending order.
-  groups_in_order,
-  // Each group is summed by itself, and then the groups are, both in any order.
-  groups,
-  any  // the weights are dequantized and summed in any order
-};
-
-struct ProductContract {
-  std::string name;
-  ProductOrder order = ProductOrder::any;
-  double roundoff = 0x1p-24;  // of one accumulation step
-  // The width of a block whose products a matrix instruction aligns to the largest of them, with
-  // the accumulator, before it drops what is below `roundoff` of it. 0: one product at a time.
-  int block = 0;
-  bool scales_weights = false;        // a tensor scale is multiplied into every weight
-  bool products_rounded = false;      // no FMA
-  std::optional<Dtype> weight_dtype;  // dequantized weights are rounded to it
-  // The finite limit of the sums. Sums beyond it are infinite, even where the arithmetic truncates.
-  double largest = 0x1.fffffep127;
-  double floor = 0x1p-149;  // the smallest subnormal: a step that underflows errs by at most this
-};
-
 // The contracts that are tried for a kernel that declares none, the strictest first.
 std::vector<ProductContract> product_ladder(const Product& p);
 

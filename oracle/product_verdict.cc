@@ -213,6 +213,7 @@ Verdict judge_bounds(const Product& p, const TensorView& c, const ProductContrac
   judge_columns(p, c, contract, options, rows, tally);
   Verdict v = tally.finish();
   v.contract = contract.name;
+  v.arithmetic = declared;
   v.tile = tile_of(p.w);
   v.row_tile = 1;
   v.rows_total = p.m;

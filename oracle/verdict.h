@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 
+#include "oracle/contract.h"
 #include "oracle/evidence.h"
 #include "oracle/power.h"
 #include "problem/conventions.h"
@@ -84,9 +86,13 @@ struct GradientPower {
 
 struct Verdict {
   Outcome outcome = Outcome::inconclusive;
-  std::string reason;                  // one sentence
-  bool by_evidence = false;            // it fails, although no bound is violated
-  std::string contract;                // name of the contract from which the bound was derived
+  std::string reason;        // one sentence
+  bool by_evidence = false;  // it fails, although no bound is violated
+  std::string contract;      // name of the contract from which the bound was derived
+  // That contract, and the one of gradients if it is another. Nothing if no bound was derived.
+  std::optional<Arithmetic> arithmetic;
+  std::optional<Contract> gradient_arithmetic;
+  bool declared = true;                // by the candidate; otherwise it is a rung of the ladder
   Index tile = 64, row_tile = 64;      // of that contract
   std::map<Output, Compared> outputs;  // outputs of which some element was compared
   std::int64_t inside = 0, outside = 0, hull_only = 0;

@@ -5,10 +5,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "harness/judging/execute.h"
+#include "harness/results/told_arithmetic.h"
 #include "harness/results/told_outcome.h"
 
 namespace assay {
@@ -71,7 +74,7 @@ TEST(CaseText, APassIsToldInFiveLines) {
     EXPECT_TRUE(passed(r.outcome)) << line;
     EXPECT_LE(told.size(), 5u) << joined(told);
     EXPECT_THAT(joined(told), ContainsRegex("pass: every [a-z]+ is inside its bound"));
-    EXPECT_THAT(joined(told), HasSubstr("; contract: " + r.verdict.contract));
+    EXPECT_THAT(joined(told), HasSubstr("; contract: " + r.verdict.contract + " (sums 2^-24 "));
     EXPECT_THAT(joined(told), HasSubstr("nearest to its bound: ")) << line;
     EXPECT_THAT(joined(told), HasSubstr("would have shown: ")) << line;
   }
@@ -113,6 +116,53 @@ TEST(CaseText, WordsTellProofFromEvidence) {
             "fail, proved");
 }
 
+// Whatever a contract says that is not the usual is among its numbers.
+TEST(CaseText, EveryNumberOfAnArithmeticIsTold) {
+  const auto listed = [](const Arithmetic& a) { return joined(listed_arithmetic(a)); };
+  Contract c;
+  const std::string usual = listed(c);
+  const std::pair<std::function<void(Contract&)>, const char*> changes[] = {
+      {[](Contract& x) { x.dot_roundoff = 0x1p-11; }, "each step rounds by 2^-11"},
+      {[](Contract& x) { x.dot_block = 16; }, "16 products are aligned and added at once"},
+      {[](Contract& x) { x.products_rounded = true; }, "products are rounded first"},
+      {[](Contract& x) { x.ordered = true; }, "in order, the row sum tile by tile"},
+      {[](Contract& x) { x.largest = 65504; }, "largest number 65504"},
+      {[](Contract& x) { x.product_floor = 0x1p-25; }, "underflows errs by 2^-25"},
+      {[](Contract& x) { x.operand_floor = 0x1p-126; }, "numbers below 2^-126 are read as 0"},
+      {[](Contract& x) { x.roundoff = 0x1p-23; }, "softmax: each step rounds by 2^-23"},
+      {[](Contract& x) { x.argument_roundings = 2; }, "argument of exp: 2 roundings"},
+      {[](Contract& x) { x.fused_argument = true; }, "roundings, fused"},
+      {[](Contract& x) { x.scale_error = 0.25; }, "a folded constant errs by 2^-2"},
+      {[](Contract& x) { x.exp_ulp = 2.6; }, "exp 2.6 ulp"},
+      {[](Contract& x) { x.exp_ulp_per_unit = 1.18; }, "+ 1.18 ulp per unit"},
+      {[](Contract& x) { x.exp_floor = 0x1p-125; }, "2^-125 where it underflows"},
+      {[](Contract& x) { x.log_ulp = 3; }, "log 3 ulp"},
+      {[](Contract& x) { x.tanh_ulp = 5; }, "tanh 5 ulp"},
+      {[](Contract& x) { x.query_dtype = Dtype::f16; }, "queries f16"},
+      {[](Contract& x) { x.score_dtype = Dtype::bf16; }, "scores bf16"},
+      {[](Contract& x) { x.weight_dtype = Dtype::bf16; }, "weights bf16"},
+      {[](Contract& x) { x.sum_from_rounded = true; }, "the row sum adds weights as stored"},
+      {[](Contract& x) { x.divides_first = true; }, "weights are divided before P V"},
+      {[](Contract& x) { x.division_roundings = 5; }, "5 roundings"},
+      {[](Contract& x) { x.tile = 128; }, "tiles: 128 keys"},
+      {[](Contract& x) { x.row_tile = 32; }, "keys, 32 rows"},
+      {[](Contract& x) { x.splits = 3; }, "3 splits"},
+      {[](Contract& x) { x.split_keys = 512; }, "splits of 512 keys"},
+      {[](Contract& x) { x.absorbed = true; }, "Q is multiplied by the projection"},
+      {[](Contract& x) { x.backward_row_tile = 48; }, "tiles of 48 rows"},
+      {[](Contract& x) { x.backward_tile = 96; }, "and 96 keys"},
+      {[](Contract& x) { x.backward_split = 7; }, "splits of 7 keys"},
+      {[](Contract& x) { x.score_gradients_late = true; }, "dS comes from rounded weights"},
+      {[](Contract& x) { x.head_gradient_dtype = Dtype::f16; }, "of heads are stored in f16"},
+  };
+  for (const auto& [change, words] : changes) {
+    Contract changed = c;
+    change(changed);
+    EXPECT_THAT(usual, Not(HasSubstr(words)));
+    EXPECT_THAT(listed(changed), HasSubstr(words));
+  }
+}
+
 // Of some rows no gradient is typical or not, and a pass does not hide that.
 TEST(CaseText, GradientsThatWereNotAskedAreTold) {
   const char* why = "typical errors were not asked: of gradients: only some rows were judged";
@@ -135,6 +185,11 @@ TEST(CaseText, EveryNumberIsExplained) {
       EXPECT_FALSE(meaning && told[k - 1].starts_with("      ")) << told[k];
     }
     EXPECT_THAT(joined(told), HasSubstr("contract: " + r.verdict.contract));
+    if (r.verdict.arithmetic) {
+      for (const std::string& line : listed_arithmetic(*r.verdict.arithmetic))
+        EXPECT_THAT(joined(told), HasSubstr("  " + line + "\n"));
+      EXPECT_THAT(joined(told), HasSubstr("the numbers that the candidate declares; "));
+    }
     for (const auto& [name, relation] : r.relations)
       EXPECT_THAT(joined(told), HasSubstr("relation " + name + ": " + text_of(relation)));
     if (passed(r.outcome)) {

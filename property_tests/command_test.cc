@@ -599,6 +599,10 @@ TEST_F(Command, ACaseIsReproducedAsItWasRun) {
   EXPECT_THAT(r.output,
               HasSubstr("reproduce: assay check --candidate fault:row-beyond-the-last-stored "
                         "--guard-pages behind --case 'product"));
+  // The crash is told as that of a library is, with the tensor.
+  EXPECT_THAT(r.output, ContainsRegex("fail: the candidate's process was killed by signal 11 "
+                                      "\\(Segmentation fault\\): an? (write|access) directly "
+                                      "behind the end of c\n"));
 }
 
 TEST_F(Command, ListsAndExplains) {

@@ -68,7 +68,20 @@ enum {
   says_that_it_uses_a_static_buffer,
   leaks,
   leaks_descriptors,
-  writes_before_it_refuses
+  writes_before_it_refuses,
+  reads_before,
+  reads_null,
+  loads_unaligned,
+  overflows_its_stack,
+  sends_itself_a_signal,
+  forges_a_note,
+  reads_beyond_its_table,
+  reads_beyond_its_codes,
+  has_variants,
+  sums_in_another_order,
+  refuses_late,
+  does_one_key,
+  declares_too_much
 };
 
 /* Writes its process id into the folder that the test names, so that the test can look for it. */
@@ -181,7 +194,11 @@ static float* data(const assay_tensor* t) { return (float*)t->data + t->offset; 
 
 static assay_status supports(int32_t operation, const assay_attention* p, const assay_dtype* output,
                              const char** reason) {
-  (void)operation, (void)p, (void)output, (void)reason;
+  (void)operation, (void)p, (void)output;
+  if (MISTAKE == does_one_key && (p->k->shape[1] != 1 || p->k->shape[2] != 1)) {
+    *reason = "more than one key";
+    return ASSAY_UNSUPPORTED;
+  }
   if (MISTAKE == crashes_when_asked) *(volatile int*)8 = 1;
   return ASSAY_SUCCESS;
 }
@@ -189,6 +206,7 @@ static assay_status supports(int32_t operation, const assay_attention* p, const 
 static assay_status arithmetic(const assay_attention* p, assay_arithmetic* a) {
   (void)p;
   a->division_roundings = 1;
+  if (MISTAKE == sums_in_another_order) a->ordered = 1, a->tile = 128;
   if (MISTAKE == cannot_compute_so) a->exp_ulp = -1;
   return ASSAY_SUCCESS;
 }
@@ -196,6 +214,61 @@ static assay_status arithmetic(const assay_attention* p, assay_arithmetic* a) {
 static uint64_t workspace(int32_t operation, const assay_attention* p) {
   (void)operation;
   return (uint64_t)p->k->shape[2] * sizeof(float);
+}
+
+/* The variants of -DVARIANTS: each has a largest number of rows, 2 rounds weights to bf16, and 3
+ * needs more workspace. */
+static const int64_t most_rows_of[] = {12, 8, 16, 16};
+static const char* const limits[] = {"more than 12 rows", "more than 8 rows", "more than 16 rows",
+                                     "more than 16 rows"};
+
+static assay_status supports_variant(int32_t variant, int32_t operation, const assay_attention* p,
+                                     const assay_pages* pages, const assay_dtype* output,
+                                     const char** reason) {
+  (void)operation, (void)pages, (void)output;
+  if (p->q->shape[2] <= most_rows_of[variant]) return ASSAY_SUCCESS;
+  *reason = limits[variant];
+  return ASSAY_UNSUPPORTED;
+}
+
+static assay_status supports_product_variant(int32_t variant, const assay_tensor* a,
+                                             const assay_low_bit* a_low, const assay_low_bit* w,
+                                             const assay_dtype* output, const char** reason) {
+  (void)a_low, (void)w, (void)output;
+  if (a->shape[2] <= most_rows_of[variant]) return ASSAY_SUCCESS;
+  *reason = limits[variant];
+  return ASSAY_UNSUPPORTED;
+}
+
+static assay_status arithmetic_variant(int32_t variant, const assay_attention* p,
+                                       assay_arithmetic* a) {
+  if (variant == 2 && MISTAKE != declares_too_much) a->weight_bits = -16;
+  return arithmetic(p, a);
+}
+
+static uint64_t workspace_variant(int32_t variant, int32_t operation, const assay_attention* p) {
+  return workspace(operation, p) * (variant == 3 ? 3 : 1);
+}
+
+static float rounded_to_bf16(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+/* Where the memory of another call would be. A note with this content is what a crash leaves. */
+static void forge_note(void) {
+  const int32_t note[] = {2, 2, 0, 0, 1, 0};
+  (void)!pwrite(4, note, sizeof note, 32768);
+}
+
+static void fill_the_stack(int64_t bytes) {
+  volatile char block[4096];
+  block[0] = (char)bytes;
+  if (bytes > 0) fill_the_stack(bytes - 4096);
+  block[1] = block[0];
 }
 
 static void tell(const assay_run* run, const float* scores, int64_t keys) {
@@ -245,6 +318,23 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
   int64_t i, j, c;
   if (MISTAKE == crashes) *(volatile int*)8 = 1;
   if (MISTAKE == leaves) exit(7);
+  if (MISTAKE == forges_a_note) {
+    forge_note();
+    if (rows > 7) exit(7);
+  }
+  if (MISTAKE == reads_before) to[0] = k[-1000];
+  if (MISTAKE == reads_null) to[0] = *(volatile float*)data(p->q) + *(volatile float*)p->bias;
+  if (MISTAKE == overflows_its_stack) fill_the_stack((int64_t)1 << 30);
+  if (MISTAKE == sends_itself_a_signal) raise(SIGSEGV);
+#if defined(__x86_64__)
+  if (MISTAKE == loads_unaligned) __asm__ volatile("movaps 4(%0), %%xmm0" : : "r"(q) : "xmm0");
+#endif
+#ifdef VARIANTS
+  if (MISTAKE == refuses_late && run->variant == 1) return ASSAY_UNSUPPORTED;
+  if (rows > most_rows_of[run->variant]) return ASSAY_EXECUTION_FAILED;
+  if (run->workspace_bytes < workspace_variant(run->variant, ASSAY_FORWARD, p))
+    return ASSAY_EXECUTION_FAILED;
+#endif
   if (MISTAKE == aborts) abort();
   if (MISTAKE == hangs) leave_id(), spin();
   if (MISTAKE == hangs_with_causality && (p->flags & ASSAY_CAUSAL)) spin();
@@ -291,6 +381,7 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
     if (i == 0) tell(run, score, keys);
     if (MISTAKE == uses_a_static_buffer) sched_yield();
     for (j = 0; j < keys; ++j) sum += score[j] = expf(score[j] - max);
+    for (j = 0; run->variant == 2 && j < keys; ++j) score[j] = rounded_to_bf16(score[j]);
     for (c = 0; c < value_dim; ++c) {
       float value = 0;
       for (j = 0; j < keys; ++j) value += score[j] * v[j * value_dim + c];
@@ -327,7 +418,7 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
 static assay_status supports_product(const assay_tensor* a, const assay_low_bit* w,
                                      const assay_dtype* output, const char** reason) {
   (void)a, (void)output;
-  if (w->format == ASSAY_MXFP4) return ASSAY_SUCCESS;
+  if (w->format == ASSAY_MXFP4 && MISTAKE != does_one_key) return ASSAY_SUCCESS;
   *reason = "another format than mxfp4";
   return ASSAY_UNSUPPORTED;
 }
@@ -335,8 +426,18 @@ static assay_status supports_product(const assay_tensor* a, const assay_low_bit*
 static assay_status product(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c,
                             const assay_run* run) {
   int64_t e;
-  (void)a, (void)w, (void)run;
+  (void)a, (void)run;
+  if (MISTAKE == reads_beyond_its_codes)
+    (void)((const volatile char*)w->codes)[(w->k * w->n + 1) / 2 + 200];
   for (e = 0; e < c->shape[2] * c->shape[3]; ++e) data(c)[e] = 0;
+  return ASSAY_SUCCESS;
+}
+
+static assay_status decode(const assay_attention* p, const assay_pages* pages,
+                           const assay_tensor* o, const assay_tensor* lse, const assay_run* run) {
+  (void)o, (void)lse, (void)run;
+  (void)((const volatile int32_t*)
+             pages->block_table)[p->q->shape[0] * pages->pages_per_sequence + 100];
   return ASSAY_SUCCESS;
 }
 
@@ -354,6 +455,22 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   table.forward = MISTAKE == has_no_function ? NULL : forward;
   table.supports_product = supports_product;
   table.product = MISTAKE == has_no_function ? NULL : product;
+  if (MISTAKE == reads_beyond_its_table) table.decode = decode;
+#ifdef VARIANTS
+  table.variant_count = 4;
+  if (MISTAKE != refuses_late) {
+    table.supports_variant = supports_variant;
+    table.supports_product_variant = supports_product_variant;
+  }
+  table.arithmetic_variant = arithmetic_variant;
+  table.workspace_variant = workspace_variant;
+#else
+  (void)supports_variant, (void)supports_product_variant, (void)arithmetic_variant,
+      (void)workspace_variant;
+#endif
+#ifdef OLD_TABLE
+  table.struct_size = offsetof(assay_kernel, supports_variant);
+#endif
 #ifdef TELLS
   table.probes = 1;
 #endif
@@ -368,6 +485,7 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
 void keep_them(void);
 void keep_them(void) {
   (void)supports, (void)arithmetic, (void)workspace, (void)forward, (void)tell,
-      (void)supports_product, (void)product;
+      (void)supports_product, (void)product, (void)decode, (void)supports_variant,
+      (void)supports_product_variant, (void)arithmetic_variant, (void)workspace_variant;
 }
 #endif

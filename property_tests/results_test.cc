@@ -60,6 +60,30 @@ TEST(Results, AreReadBackWhole) {
   }
 }
 
+// The numbers of an arithmetic are fields, for attention, for gradients and for products.
+TEST(Results, TheArithmeticHasItsNumbers) {
+  const Json host = to_json(judged("attention b=1 h=2 l=9x20 d=8"))["arithmetic"];
+  EXPECT_EQ(host["declared"], true);
+  EXPECT_EQ(host["attention"]["ordered"], true);
+  EXPECT_EQ(host["attention"]["exp_ulp"], 1.5);
+  EXPECT_EQ(host["attention"]["dot_roundoff"], 0x1p-24);
+  const Json rung =
+      to_json(judged("attention b=1 h=2 l=9x20 d=8 dtype=bf16", "host-undeclared"))["arithmetic"];
+  EXPECT_EQ(rung["declared"], false);
+  EXPECT_EQ(rung["attention"]["ordered"], false);
+  const CaseResult r = judged("product m=3 n=20 k=40 w=nvfp4");
+  const Json product = to_json(r)["arithmetic"];
+  EXPECT_EQ(product["product"]["order"], "groups-in-order");
+  EXPECT_EQ(product["product"]["roundoff"], 0x1p-24);
+  const auto read = from_json<CaseResult>(to_json(r), "result");
+  EXPECT_EQ(std::get<ProductContract>(read.verdict.arithmetic.value()).order,
+            ProductOrder::groups_in_order);
+  // A document from before has no such field.
+  Json older = to_json(r);
+  older.erase("arithmetic");
+  EXPECT_FALSE(from_json<CaseResult>(older, "result").verdict.arithmetic.has_value());
+}
+
 TEST(Results, NumbersThatJsonLacksComeBack) {
   constexpr double inf = std::numeric_limits<double>::infinity();
   CaseResult r = judged("attention b=1 h=1 l=4 d=4");

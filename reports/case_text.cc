@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "harness/results/told_arithmetic.h"
 #include "harness/results/told_outcome.h"
 
 namespace assay {
@@ -45,7 +46,7 @@ std::string comparison(const Verdict& v) {
   std::int64_t excused = 0;
   for (const auto& [why, n] : v.excused) excused += n;
   if (excused > 0) text += fmt::format("; {} excused", excused);
-  return text + "; contract: " + v.contract;
+  return text + "; contract: " + told_contract(v);
 }
 
 // The outputs that have an element with a bound, with that whose ratio is the largest.
@@ -172,10 +173,23 @@ class Explained {
   std::string meaning_;
 };
 
+void explain_arithmetic(Explained& to, const Verdict& v) {
+  if (!v.arithmetic) return;
+  const std::string meaning = fmt::format(
+      "the numbers {}; docs/bounds.md says which bound each of them enters, and a "
+      "roundoff is relative",
+      v.declared ? "that the candidate declares" : "of that rung");
+  for (std::string& line : listed_arithmetic(*v.arithmetic)) to.add(std::move(line), meaning);
+  if (!v.gradient_arithmetic) return;
+  for (std::string& line : listed_arithmetic(*v.gradient_arithmetic))
+    to.add("of gradients: " + line, meaning);
+}
+
 void explain_comparison(Explained& to, const Verdict& v) {
   to.add("contract: " + v.contract,
          "the arithmetic from which the bounds were derived: the candidate declared it, or it is "
          "the first rung of the ladder that was not refuted");
+  explain_arithmetic(to, v);
   to.add(fmt::format("elements: {}; inside {}, outside {}, hull only {}, exact {}",
                      compared_elements(v), v.inside, v.outside, v.hull_only, v.exact),
          "hull only: no bound says anything, so the element must lie between the least and the "

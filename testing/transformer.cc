@@ -382,7 +382,7 @@ Attention Transformer<Real>::attention_problem(const TokenBatch& batch) const {
 }
 
 template <class Real>
-void Transformer<Real>::forward(const TokenBatch& batch, Arithmetic<Real>& arithmetic) {
+void Transformer<Real>::forward(const TokenBatch& batch, ModelArithmetic<Real>& arithmetic) {
   const TransformerConfig& c = config_;
   const Index rows = batch.sequences * batch.length;
   std::vector<Real> x(usize(rows * c.width));
@@ -433,13 +433,14 @@ void Transformer<Real>::forward(const TokenBatch& batch, Arithmetic<Real>& arith
 }
 
 template <class Real>
-std::vector<Real> Transformer<Real>::logits(const TokenBatch& batch, Arithmetic<Real>& arithmetic) {
+std::vector<Real> Transformer<Real>::logits(const TokenBatch& batch,
+                                            ModelArithmetic<Real>& arithmetic) {
   forward(batch, arithmetic);
   return logits_;
 }
 
 template <class Real>
-double Transformer<Real>::loss(const TokenBatch& batch, Arithmetic<Real>& arithmetic,
+double Transformer<Real>::loss(const TokenBatch& batch, ModelArithmetic<Real>& arithmetic,
                                bool gradients) {
   forward(batch, arithmetic);
   const Index v = config_.vocabulary;
@@ -467,7 +468,7 @@ double Transformer<Real>::loss(const TokenBatch& batch, Arithmetic<Real>& arithm
 }
 
 template <class Real>
-void Transformer<Real>::backward(const TokenBatch& batch, Arithmetic<Real>& arithmetic,
+void Transformer<Real>::backward(const TokenBatch& batch, ModelArithmetic<Real>& arithmetic,
                                  std::vector<Real> d_logits) {
   const TransformerConfig& c = config_;
   const Index rows = batch.sequences * batch.length;

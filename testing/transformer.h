@@ -52,9 +52,9 @@ struct Linear {
 
 // The operations with which a transformer is computed.
 template <class Real>
-class Arithmetic {
+class ModelArithmetic {
  public:
-  virtual ~Arithmetic() = default;
+  virtual ~ModelArithmetic() = default;
   // Computes y [rows, out] = x [rows, in] W.
   virtual void linear(Linear<Real>& layer, const std::vector<Real>& x, Index rows,
                       std::vector<Real>& y) = 0;
@@ -66,7 +66,7 @@ class Arithmetic {
 
 // Computes with the production kernels. If one fails, its status and message are thrown as
 // std::runtime_error.
-class KernelArithmetic : public Arithmetic<float> {
+class KernelArithmetic : public ModelArithmetic<float> {
  public:
   explicit KernelArithmetic(int threads = 1) : threads_(threads) {}
   void linear(Linear<float>& layer, const std::vector<float>& x, Index rows,
@@ -100,7 +100,7 @@ class JudgedArithmetic : public KernelArithmetic {
 
 // Computes with the oracle's fp64 attention, and with products in fp64 over the exact values of the
 // codes.
-class OracleArithmetic : public Arithmetic<double> {
+class OracleArithmetic : public ModelArithmetic<double> {
  public:
   void linear(Linear<double>& layer, const std::vector<double>& x, Index rows,
               std::vector<double>& y) override;
@@ -152,10 +152,10 @@ class Transformer {
   const TransformerConfig& config() const { return config_; }
 
   // Computes the logits, [sequences * length, vocabulary].
-  std::vector<Real> logits(const TokenBatch& batch, Arithmetic<Real>& arithmetic);
+  std::vector<Real> logits(const TokenBatch& batch, ModelArithmetic<Real>& arithmetic);
   // Computes the mean cross-entropy over the targets that are given and, with `gradients`, the
   // gradients of every parameter.
-  double loss(const TokenBatch& batch, Arithmetic<Real>& arithmetic, bool gradients);
+  double loss(const TokenBatch& batch, ModelArithmetic<Real>& arithmetic, bool gradients);
   // Takes one step of plain gradient descent.
   void step(Real rate);
 
@@ -178,8 +178,9 @@ class Transformer {
   void tell(const std::string& stage, const std::vector<Real>& values, Index rows) const {
     if (observe) observe(stage, values, rows);
   }
-  void forward(const TokenBatch& batch, Arithmetic<Real>& arithmetic);
-  void backward(const TokenBatch& batch, Arithmetic<Real>& arithmetic, std::vector<Real> d_logits);
+  void forward(const TokenBatch& batch, ModelArithmetic<Real>& arithmetic);
+  void backward(const TokenBatch& batch, ModelArithmetic<Real>& arithmetic,
+                std::vector<Real> d_logits);
 
   TransformerConfig config_;
   Linear<Real> embedding_, last_;

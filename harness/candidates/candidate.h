@@ -85,7 +85,6 @@ struct Request {
   // The observer sees every stage of a forward or backward call. Only candidates that tell their
   // stages take one.
   StageObserver* observer = nullptr;
-  int variant = 0;
 };
 
 // The execution that the case asks for. Throws CaseError for a SIMD target that this machine does
@@ -103,8 +102,9 @@ struct Abilities {
   // If true, the bits of a row do not depend on what else is in the call: other rows, chunks or one
   // call, pages or no cache.
   bool promises_bits = true;
-  Promises promises = 0;  // less than that, which a candidate declares
-  int variants = 1;       // each is judged
+  Promises promises = 0;         // less than that, which a candidate declares
+  int variants = 1;              // each is judged
+  bool variants_differ = false;  // a variant may decline what others do
   // It runs in a process that stays from one call to the next, as in the program that will use it,
   // and gets tensors of the same shapes at the same addresses.
   bool own_process = false;
@@ -118,9 +118,6 @@ struct UsedMemory {
   std::int64_t heap = 0, resident = 0, descriptors = 0;
 };
 
-// The arithmetic that a candidate declares, for attention or for products.
-using Arithmetic = std::variant<Contract, ProductContract>;
-
 class Candidate {
  public:
   virtual ~Candidate() = default;
@@ -129,6 +126,10 @@ class Candidate {
   // The features of cases that the candidate has. A case that needs another one is unsupported, and
   // suites are drawn without it.
   virtual const Features& features() const;
+  // From now on the candidate computes by this variant, below abilities().variants, and answers for
+  // it. A candidate begins with variant 0.
+  virtual void use_variant(int) {}
+  virtual int variant() const { return 0; }
   // Why the candidate does not do this call although abilities() allows it; empty if it does the
   // call.
   virtual std::string unsupported(const Call& call) const = 0;

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <system_error>
 
 #include "harness/candidates/kernel_messages.h"
@@ -142,12 +143,11 @@ std::vector<std::pair<std::size_t, std::size_t>> parts_of(const TensorView& t) {
 
 }  // namespace
 
-std::size_t KernelCall::place(const TensorView& t, bool writable) {
+std::size_t KernelCall::place(const char* name, const TensorView& t, bool writable) {
   constexpr Index hole = Index{1} << 28;
   const Reach r = reach(t);
   auto* data = static_cast<std::byte*>(t.data) + r.first;
-  const std::size_t at = place(usize(r.bytes), writable, data, writable ? data : nullptr,
-                               writable ? "an output" : "an input");
+  const std::size_t at = place(usize(r.bytes), writable, data, writable ? data : nullptr, name);
   const Index bits = format(t.dtype).bits;
   if (bits >= 8 && r.bytes > hole && r.bytes / 16 > element_count(t.shape) * bits / 8)
     regions_.back().parts = parts_of(t);
@@ -158,19 +158,21 @@ bool KernelCall::has_holes() const {
   return std::ranges::any_of(regions_, [](const Region& r) { return !r.parts.empty(); });
 }
 
-const assay_tensor* KernelCall::add_input(const TensorView& t, std::optional<assay_dtype> as) {
+const assay_tensor* KernelCall::add_input(const char* name, const TensorView& t,
+                                          std::optional<assay_dtype> as) {
   if (!t) return nullptr;
-  const std::size_t at = place(t, false);
+  const std::size_t at = place(name, t, false);
   return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - reach(t).element, as);
 }
 
-const assay_tensor* KernelCall::add_output(const TensorView& t) {
+const assay_tensor* KernelCall::add_output(const char* name, const TensorView& t) {
   if (!t) return nullptr;
-  const std::size_t at = place(t, true);
+  const std::size_t at = place(name, t, true);
   return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - reach(t).element);
 }
 
-std::vector<const assay_tensor*> KernelCall::add_pages(std::span<const TensorView> views,
+std::vector<const assay_tensor*> KernelCall::add_pages(const char* name,
+                                                       std::span<const TensorView> views,
                                                        bool writable,
                                                        std::span<const Index> pages) {
   if (!views[0]) return std::vector<const assay_tensor*>(views.size(), nullptr);
@@ -181,8 +183,8 @@ std::vector<const assay_tensor*> KernelCall::add_pages(std::span<const TensorVie
     last = std::max(last, r.first + r.bytes);
   }
   auto* data = static_cast<std::byte*>(views[0].data) + first;
-  const std::size_t at = place(usize(last - first), writable, data, writable ? data : nullptr,
-                               writable ? "an output" : "an input");
+  const std::size_t at =
+      place(usize(last - first), writable, data, writable ? data : nullptr, name);
   std::vector<const assay_tensor*> described;
   for (const TensorView& t : views) {
     for (const Index page : pages) {
@@ -198,8 +200,32 @@ std::vector<const assay_tensor*> KernelCall::add_pages(std::span<const TensorVie
   return described;
 }
 
-void* KernelCall::add_output_bytes(void* to, std::size_t bytes) {
-  return reinterpret_cast<void*>(base_ + place(bytes, true, to, to, "an output"));
+void* KernelCall::add_output_bytes(const char* name, void* to, std::size_t bytes) {
+  return reinterpret_cast<void*>(base_ + place(bytes, true, to, to, name));
+}
+
+const void* KernelCall::add_input_bytes(const char* name, const void* from, std::size_t bytes) {
+  const auto* first = static_cast<const std::byte*>(from);
+  kept_.emplace_back(first, first + bytes);
+  return reinterpret_cast<const void*>(base_ +
+                                       place(bytes, false, kept_.back().data(), nullptr, name));
+}
+
+// The copy of what add_input_bytes() has placed there; null for anything else.
+std::byte* KernelCall::kept_at(std::size_t at) {
+  for (const Region& r : regions_)
+    for (std::vector<std::byte>& kept : kept_)
+      if (!kept.empty() && r.from == kept.data() && at >= r.offset && at < r.offset + r.bytes)
+        return kept.data() + (at - r.offset);
+  return nullptr;
+}
+
+std::vector<NamedBytes> KernelCall::named_bytes() const {
+  std::vector<NamedBytes> all;
+  for (const Region& r : regions_) all.push_back({r.name, base_ + r.offset, r.bytes});
+  if (!arguments_.empty())
+    all.push_back({"the structs and lists of the call", base_, argument_bytes});
+  return all;
 }
 
 const assay_tensor* KernelCall::add_shape(const TensorView& t, std::optional<assay_dtype> as) {
@@ -213,9 +239,7 @@ const void* KernelCall::add_bytes(const void* from, std::size_t bytes) {
     arguments_.insert(arguments_.end(), first, first + bytes);
     return reinterpret_cast<const void*>(base_ + at);
   }
-  kept_.emplace_back(first, first + bytes);
-  const std::size_t at = place(bytes, false, kept_.back().data(), nullptr, "an argument");
-  return reinterpret_cast<const void*>(base_ + at);
+  return add_input_bytes("a list", from, bytes);
 }
 
 void* KernelCall::add_workspace(std::size_t bytes) {
@@ -254,6 +278,7 @@ void KernelProcess::start() {
       }
     }
   }
+  new (&crash_note()) CrashNote{};
   Channel ends = make_socket_pair("a socket for a kernel library");
   const Descriptor nothing_to_read(open("/dev/null", O_RDONLY | O_CLOEXEC));
   if (nothing_to_read.number() < 0)
@@ -295,6 +320,7 @@ void KernelProcess::start() {
             .reentrant = response.not_reentrant == 0,
             .d_lse = response.d_lse != 0,
             .variants = std::max(1, response.variant_count),
+            .variants_differ = response.variants_differ != 0,
             .promises = response.invariant_to,
             .conventions = conventions_of(response.conventions)};
 }
@@ -304,14 +330,21 @@ void KernelProcess::stop() {
   socket_.close();
 }
 
-std::string KernelProcess::how_it_ended(const char* when) {
+// It lies in the page of the arena behind the small arguments.
+CrashNote& KernelProcess::crash_note() const {
+  return *reinterpret_cast<CrashNote*>(base_ + KernelCall::argument_bytes);
+}
+
+std::string KernelProcess::how_it_ended(const KernelCall& call, const char* when) {
   constexpr double seconds_to_end = 5;  // the socket is closed, so little is left to do
   const bool ended = process_->wait_for(seconds_to_end);
   const int status = process_->wait();
   stop();
   if (!ended) return fmt::format("the library's process closed its connection in {}", when);
-  const std::string how =
+  std::string how =
       fmt::format("the library's process {} in {}", assay::how_it_ended(status), when);
+  if (const std::string where = where_it_crashed(crash_note(), call.named_bytes()); !where.empty())
+    how += ": " + where;
   if (was_killed(status)) throw ShortageError(how + ", as processes are when memory is short");
   return how;
 }
@@ -348,7 +381,8 @@ void KernelProcess::give_back(std::size_t end) {
 }
 
 // Receives a stage that the library told, with its floats. The fields are checked before use.
-std::string KernelProcess::hear(const KernelResponse& told, const Probe& probe) {
+std::string KernelProcess::hear(const KernelCall& call, const KernelResponse& told,
+                                const Probe& probe) {
   assay_stage stage = told.stage;
   if (std::string wrong = wrong_with(stage); !wrong.empty()) {
     stop();
@@ -356,7 +390,7 @@ std::string KernelProcess::hear(const KernelResponse& told, const Probe& probe) 
   }
   std::vector<float> data(usize(stage.rows * stage.columns));
   if (!transfer(socket_.number(), data.data(), data.size() * sizeof(float), false))
-    return how_it_ended("telling a stage");
+    return how_it_ended(call, "telling a stage");
   stage.data = data.data();
   stage.row_stride = stage.columns;
   stage.column_stride = 1;
@@ -392,11 +426,12 @@ std::string KernelProcess::exchange(KernelCall& call, KernelRequest& request,
                      : request.question == Question::ask    ? "answering what it supports"
                      : request.question == Question::memory ? "standing idle"
                                                             : name_of_operation(request.operation);
-  if (!transfer(socket_.number(), &request, sizeof request, true)) return how_it_ended(when);
+  if (!transfer(socket_.number(), &request, sizeof request, true)) return how_it_ended(call, when);
   do {
-    if (!transfer(socket_.number(), &response, sizeof response, false)) return how_it_ended(when);
+    if (!transfer(socket_.number(), &response, sizeof response, false))
+      return how_it_ended(call, when);
     if (response.told)
-      if (std::string ended = hear(response, probe); !ended.empty()) return ended;
+      if (std::string ended = hear(call, response, probe); !ended.empty()) return ended;
   } while (response.told);
   response.text[sizeof response.text - 1] = '\0';
   if (response.shortage) {
@@ -420,8 +455,10 @@ std::string KernelProcess::exchange(KernelCall& call, KernelRequest& request,
 }
 
 KernelProcess::Answer KernelProcess::ask(KernelCall& call, int operation,
-                                         const Arguments& arguments, const assay_dtype& output) {
+                                         const Arguments& arguments, const assay_dtype& output,
+                                         int variant) {
   KernelRequest request;
+  request.variant = variant;
   request.question = Question::ask;
   request.operation = operation;
   request.arguments = arguments;

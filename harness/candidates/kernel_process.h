@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "harness/candidates/candidate.h"
+#include "harness/crash_note.h"
 #include "harness/process.h"
 #include "problem/conventions.h"
 #include "problem/tensor.h"
@@ -41,6 +42,7 @@ struct LibraryFacts {
        quantize = false, dequantize = false, cache = false, append = false, lse = true,
        workspace = false, probes = false, reentrant = true, d_lse = false;
   int variants = 1;
+  bool variants_differ = false;  // a variant may decline what others do, and says why
   Promises promises = 0;
   Conventions conventions;
 };
@@ -49,20 +51,30 @@ struct LibraryFacts {
 enum { quantize_operation = 64, dequantize_operation, append_operation };
 
 // One call with its arguments. Each add_* copies its argument into shared memory and returns an
-// address that is valid in both processes.
+// address that is valid in both processes. Names are for messages.
 class KernelCall {
  public:
   // Copies the bytes that a view reaches, gaps included unless they are holes of gigabytes.
-  const assay_tensor* add_input(const TensorView& t, std::optional<assay_dtype> as = {});
-  const assay_tensor* add_output(const TensorView& t);
+  const assay_tensor* add_input(const char* name, const TensorView& t,
+                                std::optional<assay_dtype> as = {});
+  const assay_tensor* add_output(const char* name, const TensorView& t);
   // Describes a tensor without memory, for questions about a problem.
   const assay_tensor* add_shape(const TensorView& t, std::optional<assay_dtype> as = {});
-  // Bytes that the library writes; they are copied back.
   // Views of one storage, in one region. Only these pages of the views are copied (all bytes, if
   // none is named). Null for views without data.
-  std::vector<const assay_tensor*> add_pages(std::span<const TensorView> views, bool writable,
-                                             std::span<const Index> pages);
-  void* add_output_bytes(void* to, std::size_t bytes);
+  std::vector<const assay_tensor*> add_pages(const char* name, std::span<const TensorView> views,
+                                             bool writable, std::span<const Index> pages);
+  // Bytes that the library writes; they are copied back.
+  void* add_output_bytes(const char* name, void* to, std::size_t bytes);
+  // Bytes with unmapped pages around them, as tensors have.
+  const void* add_input_bytes(const char* name, const void* from, std::size_t bytes);
+  template <class T>
+  const T* add_table(const char* name, const std::vector<T>& table) {
+    return table.empty() ? nullptr
+                         : static_cast<const T*>(
+                               add_input_bytes(name, table.data(), table.size() * sizeof(T)));
+  }
+  // A small argument, which lies beside others.
   const void* add_bytes(const void* from, std::size_t bytes);
   template <class T>
   const T* add(const T& value) {
@@ -78,12 +90,18 @@ class KernelCall {
   bool has_holes() const;
 
   // An argument that was added, as it may be changed until the call is made; null for null, and for
-  // what does not lie among the small arguments.
+  // elements of tensors.
   template <class T>
   T* edit(const T* added) {
     const auto at = reinterpret_cast<std::size_t>(added) - base_;
-    return added && at < arguments_.size() ? reinterpret_cast<T*>(arguments_.data() + at) : nullptr;
+    if (!added) return nullptr;
+    if (at < arguments_.size()) return reinterpret_cast<T*>(arguments_.data() + at);
+    return reinterpret_cast<T*>(kept_at(at));
   }
+
+  // Small arguments take the first bytes. The page behind them is not mapped where the library sees
+  // them.
+  static constexpr std::size_t argument_bytes = 32768;
 
  private:
   friend class KernelProcess;
@@ -97,10 +115,11 @@ class KernelCall {
     // The parts that are copied, as offsets from the begin; empty: all bytes.
     std::vector<std::pair<std::size_t, std::size_t>> parts = {};
   };
-  static constexpr std::size_t argument_bytes = 32768;
   explicit KernelCall(std::size_t base) : base_(base) {}
   std::size_t place(std::size_t bytes, bool writable, const void* from, void* to, const char* name);
-  std::size_t place(const TensorView& t, bool writable);
+  std::size_t place(const char* name, const TensorView& t, bool writable);
+  std::byte* kept_at(std::size_t at);
+  std::vector<NamedBytes> named_bytes() const;
   const assay_tensor* describe(const TensorView& t, void* data, Index origin,
                                std::optional<assay_dtype> as = {});
 
@@ -108,7 +127,7 @@ class KernelCall {
   std::size_t end_ = argument_bytes;  // small arguments take the first pages
   std::vector<Region> regions_;
   std::vector<std::byte> arguments_;
-  // Larger arguments, until they are copied into the arena.
+  // Arguments with pages of their own, until they are copied into the arena.
   std::vector<std::vector<std::byte>> kept_;
 };
 
@@ -153,9 +172,11 @@ class KernelProcess {
     const std::int64_t* slots = nullptr;
     const assay_run* run = nullptr;
   };
-  // Asks whether the library does this, how it computes it, and what workspace it needs.
-  Answer ask(KernelCall& call, int operation, const Arguments& arguments,
-             const assay_dtype& output);
+  // Asks whether this variant of the library does this, how it computes it, and what workspace it
+  // needs. For any_variant, asks whether some variant does it.
+  static constexpr int any_variant = -1;
+  Answer ask(KernelCall& call, int operation, const Arguments& arguments, const assay_dtype& output,
+             int variant);
   // Receives each stage that the library tells. The data of a stage are valid only for that call.
   using Probe = std::function<void(const assay_stage&)>;
   // Runs the call and copies the outputs back, unless there is a finding.
@@ -174,8 +195,9 @@ class KernelProcess {
   std::string exchange(KernelCall& call, KernelRequest& request, KernelResponse& response,
                        const Probe& probe = {});
   Answer run(KernelCall& call, KernelRequest& request, const Probe& probe);
-  std::string hear(const KernelResponse& told, const Probe& probe);
-  std::string how_it_ended(const char* when);
+  std::string hear(const KernelCall& call, const KernelResponse& told, const Probe& probe);
+  std::string how_it_ended(const KernelCall& call, const char* when);
+  CrashNote& crash_note() const;
   void reserve(std::size_t bytes);
   void give_back(std::size_t end);
 

@@ -24,6 +24,7 @@
 
 #include "harness/candidates/kernel_messages.h"
 #include "harness/confinement.h"
+#include "harness/crash_note.h"
 #include "harness/keeper.h"
 
 namespace assay {
@@ -184,12 +185,26 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   response.append = kernel.append != nullptr;
   response.lse = kernel.no_lse == 0;
   response.probes = kernel.probes;
-  response.workspace_function = kernel.workspace != nullptr;
+  response.workspace_function = kernel.workspace != nullptr || kernel.workspace_variant != nullptr;
   response.not_reentrant = kernel.not_reentrant;
   response.variant_count = kernel.variant_count;
+  response.variants_differ =
+      kernel.supports_variant != nullptr || kernel.supports_product_variant != nullptr;
   response.d_lse = kernel.d_lse;
   response.invariant_to = kernel.invariant_to;
   if (kernel.conventions) read_conventions(*kernel.conventions, response.conventions);
+}
+
+// Asks the variant of the request, or each variant until one says yes. The answer to the last
+// question stays in the response.
+template <class Ask>
+void ask_variants(const assay_kernel& kernel, const KernelRequest& request,
+                  KernelResponse& response, const Ask& ask) {
+  const bool any = request.variant == KernelProcess::any_variant;
+  const int first = any ? 0 : request.variant, end = any ? kernel.variant_count : first + 1;
+  response.status = ask(first);
+  for (int k = first + 1; k < end && response.status == ASSAY_UNSUPPORTED; ++k)
+    response.status = ask(k);
 }
 
 // Asks about the operations that are no attention. Returns false for attention.
@@ -203,6 +218,10 @@ bool ask_without_problem(const assay_kernel& kernel, const KernelRequest& reques
         response.status = kernel.supports_low_bit(a.a_low, a.w, output, &reason);
       if (a.a && kernel.supports_product)
         response.status = kernel.supports_product(a.a, a.w, output, &reason);
+      if (response.status == ASSAY_SUCCESS && kernel.supports_product_variant)
+        ask_variants(kernel, request, response, [&](int variant) {
+          return kernel.supports_product_variant(variant, a.a, a.a_low, a.w, output, &reason);
+        });
       return true;
     case quantize_operation:
       if (kernel.supports_quantize)
@@ -220,6 +239,21 @@ bool ask_without_problem(const assay_kernel& kernel, const KernelRequest& reques
   }
 }
 
+// Asks how a variant computes a problem, and what workspace it needs.
+void ask_how(const assay_kernel& kernel, const KernelRequest& request, KernelResponse& response) {
+  const assay_attention* problem = request.arguments.problem;
+  if (kernel.workspace_variant)
+    response.workspace = kernel.workspace_variant(request.variant, request.operation, problem);
+  else if (kernel.workspace) response.workspace = kernel.workspace(request.operation, problem);
+  if (!kernel.arithmetic && !kernel.arithmetic_variant) return;
+  assay_arithmetic* declared = &response.arithmetic;
+  assay_arithmetic_init(declared);
+  response.has_arithmetic = 1;
+  response.arithmetic_status = kernel.arithmetic_variant
+                                   ? kernel.arithmetic_variant(request.variant, problem, declared)
+                                   : kernel.arithmetic(problem, declared);
+}
+
 void ask(const assay_kernel& kernel, const KernelRequest& request, KernelResponse& response) {
   const KernelProcess::Arguments& a = request.arguments;
   const char* reason = nullptr;
@@ -227,16 +261,16 @@ void ask(const assay_kernel& kernel, const KernelRequest& request, KernelRespons
     return copy_text(response.text, reason);
   if (kernel.supports)
     response.status = kernel.supports(request.operation, a.problem, &request.output, &reason);
-  if (response.status == ASSAY_SUCCESS && a.pages)
+  if (response.status == ASSAY_SUCCESS && a.pages && kernel.supports_cache)
     response.status = kernel.supports_cache(a.problem, a.pages, &request.output, &reason);
+  if (response.status == ASSAY_SUCCESS && kernel.supports_variant)
+    ask_variants(kernel, request, response, [&](int variant) {
+      return kernel.supports_variant(variant, request.operation, a.problem, a.pages,
+                                     &request.output, &reason);
+    });
   copy_text(response.text, reason);
-  if (response.status != ASSAY_SUCCESS) return;
-  if (kernel.workspace) response.workspace = kernel.workspace(request.operation, a.problem);
-  if (kernel.arithmetic) {
-    assay_arithmetic_init(&response.arithmetic);
-    response.has_arithmetic = 1;
-    response.arithmetic_status = kernel.arithmetic(a.problem, &response.arithmetic);
-  }
+  const bool is_about_one = request.variant != KernelProcess::any_variant;
+  if (response.status == ASSAY_SUCCESS && is_about_one) ask_how(kernel, request, response);
 }
 
 assay_status call(const assay_kernel& kernel, int operation, const KernelProcess::Arguments& a,
@@ -342,6 +376,15 @@ UsedMemory used_memory() {
   return used;
 }
 
+// Where the owner looks when this process has ended.
+void note_crashes_for_owner() {
+  void* page = mmap(nullptr, sizeof(CrashNote), PROT_READ | PROT_WRITE, MAP_SHARED, server_memory,
+                    static_cast<off_t>(KernelCall::argument_bytes));
+  if (page == MAP_FAILED)
+    throw std::system_error(errno, std::generic_category(), "mapping a page for a library");
+  note_crashes(*static_cast<CrashNote*>(page));
+}
+
 // Serves until the owner closes the socket. An exception of the library that is no shortage ends
 // the process, as it would in any C program.
 void serve(const std::string& library, std::size_t base) {
@@ -376,6 +419,7 @@ int serve_in_child(const std::string& library, std::size_t base) noexcept {
   close_from(server_memory + 1);
   give_up_other_processes();
   try {
+    note_crashes_for_owner();
     serve(library, base);
   } catch (const std::bad_alloc&) {
     answer_shortage("the library's process has too little memory");

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <span>
+#include <utility>
 
 #include "harness/candidates/cached.h"
 #include "harness/candidates/declared_arithmetic.h"
@@ -32,14 +33,14 @@ enum class Elements { all, none, but_keys };
 
 const assay_attention* add_problem(KernelCall& call, const Attention& p, Elements elements) {
   const bool with_elements = elements != Elements::none;
-  const auto tensor = [&](const TensorView& t) {
-    return with_elements ? call.add_input(t) : call.add_shape(t);
+  const auto tensor = [&](const char* name, const TensorView& t) {
+    return with_elements ? call.add_input(name, t) : call.add_shape(t);
   };
   assay_attention a;
   assay_attention_init(&a);
-  a.q = tensor(p.q);
-  a.k = elements == Elements::all ? tensor(p.k) : call.add_shape(p.k);
-  a.v = elements == Elements::all ? tensor(p.v) : call.add_shape(p.v);
+  a.q = tensor("q", p.q);
+  a.k = elements == Elements::all ? tensor("k", p.k) : call.add_shape(p.k);
+  a.v = elements == Elements::all ? tensor("v", p.v) : call.add_shape(p.v);
   kernels::for_each_c_number([&](const auto& field, auto c) { a.*c = p.*field.number; });
   a.flags = 0;
   for (std::size_t k = 0; k < attention_flags.size(); ++k)
@@ -48,13 +49,14 @@ const assay_attention* add_problem(KernelCall& call, const Attention& p, Element
   if (p.bias) {
     TensorView bias = p.bias;  // for a chunk of rows it may still have the shape of all rows
     bias.shape = s.pair_extents();
-    a.bias = tensor(bias);
+    a.bias = tensor("bias", bias);
   }
   if (p.keep) {
     const TensorView bytes{const_cast<std::uint8_t*>(p.keep.data), Dtype::f8e5m2, s.pair_extents(),
                            p.keep.stride, 0};
     const assay_dtype boolean = {ASSAY_BOOL, 8, 1};
-    a.keep = with_elements ? call.add_input(bytes, boolean) : call.add_shape(bytes, boolean);
+    a.keep =
+        with_elements ? call.add_input("keep", bytes, boolean) : call.add_shape(bytes, boolean);
   }
   kernels::for_each_c_list([&](const auto& field, const auto& c) {
     a.*c.entries = call.add_list(p.*field.list);
@@ -83,6 +85,7 @@ class Library : public Candidate {
             .promises_bits = false,
             .promises = facts.promises,
             .variants = facts.variants,
+            .variants_differ = facts.variants_differ,
             .own_process = true,
             .at_once = facts.reentrant,
             .pages = facts.decode};
@@ -112,19 +115,22 @@ class Library : public Candidate {
   }
   Conventions conventions() const override { return process_.facts().conventions; }
   bool is_asked() const override { return true; }
+  void use_variant(int variant) override { variant_ = variant; }
+  int variant() const override { return variant_; }
+  // Whether no variant does the case.
   std::string declines(const Case& c) const override {
-    if (std::string lacking = lacking_ability(*this, c); !lacking.empty()) return lacking;
-    if (c.operation == Operation::product) return unsupported_product(c);
-    const Attention p = assay::described(c);
-    if (c.cache) return declined_cached(c, p);
-    if (c.operation == Operation::backward)
-      if (std::string why = unsupported_backward(p, c.out_dtype(), c.lse_gradient.has_value());
-          !why.empty())
-        return why;
-    return ask(ASSAY_FORWARD, p, c.out_dtype());
+    const int used = std::exchange(variant_, KernelProcess::any_variant);
+    try {
+      std::string why = declined(c);
+      variant_ = used;
+      return why;
+    } catch (...) {
+      variant_ = used;
+      throw;
+    }
   }
   std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution&) const override {
-    const auto declared = declared_.find(operation_of(call));
+    const auto declared = declared_.find({operation_of(call), variant_});
     if (declared == declared_.end()) return std::nullopt;
     return declared->second;
   }
@@ -140,7 +146,11 @@ class Library : public Candidate {
                [&](const AppendCall& c) { return run(append_operation, c, r); }},
         r.call);
   }
-  std::unique_ptr<Candidate> fresh() const override { return std::make_unique<Library>(path_); }
+  std::unique_ptr<Candidate> fresh() const override {
+    auto other = std::make_unique<Library>(path_);
+    other->variant_ = variant_;
+    return other;
+  }
   Status run_at_once(const Request& one, const Request& other, int rounds) override {
     const auto both = [&]<class C>(int operation, const C& c) {
       return at_once(operation, c, std::get<C>(other.call), one, rounds);
@@ -192,6 +202,18 @@ class Library : public Candidate {
   }
 
  private:
+  std::string declined(const Case& c) const {
+    if (std::string lacking = lacking_ability(*this, c); !lacking.empty()) return lacking;
+    if (c.operation == Operation::product) return unsupported_product(c);
+    const Attention p = assay::described(c);
+    if (c.cache) return declined_cached(c, p);
+    if (c.operation == Operation::backward)
+      if (std::string why = unsupported_backward(p, c.out_dtype(), c.lse_gradient.has_value());
+          !why.empty())
+        return why;
+    return ask(ASSAY_FORWARD, p, c.out_dtype());
+  }
+
   static int operation_of(const Call& call) {
     return std::visit(ByCall{[](const ForwardCall&) { return +ASSAY_FORWARD; },
                              [](const CachedCall&) { return +ASSAY_DECODE; },
@@ -199,6 +221,9 @@ class Library : public Candidate {
                              [](const auto&) { return +ASSAY_PRODUCT; }},
                       call);
   }
+
+  // Whether the library answers for the pages of decode.
+  bool asks_for_pages() const { return process_.facts().cache || process_.facts().variants_differ; }
 
   // Every call has a number of rows and of keys of its own.
   std::string unsupported_cached(const Case& c, const Attention& problem) const {
@@ -211,7 +236,7 @@ class Library : public Candidate {
     const PageViews pages = page_shapes(c);
     for (const Chunk& rows : chunks_of(c))
       if (std::string why = ask(ASSAY_DECODE, paged_problem(c, problem, rows), c.out_dtype(),
-                                facts.cache ? &pages : nullptr);
+                                asks_for_pages() ? &pages : nullptr);
           !why.empty())
         return why;
     return {};
@@ -223,7 +248,7 @@ class Library : public Candidate {
     a.k = call.add_shape(k);
     a.v = call.add_shape(v);
     a.pages = add_pages(call, to, Pages::shapes, {});
-    return reason_of(process_.ask(call, append_operation, a, c_dtype_of(k.dtype)));
+    return reason_of(process_.ask(call, append_operation, a, c_dtype_of(k.dtype), variant_));
   }
   // Suites are drawn for the caches that a library reads; for one that reads none, for those that
   // it writes.
@@ -246,7 +271,7 @@ class Library : public Candidate {
     if (p.a) a.a = call.add_shape(p.a);
     else a.a_low = call.add(described(p.a_low));
     a.w = call.add(described(p.w));
-    return reason_of(process_.ask(call, ASSAY_PRODUCT, a, c_dtype_of(out)));
+    return reason_of(process_.ask(call, ASSAY_PRODUCT, a, c_dtype_of(out), variant_));
   }
   // Asks the library, and keeps the rule by which it rounds scales.
   std::string unsupported_quantize(const TensorView& w, const assay_low_bit_output& to) const {
@@ -255,7 +280,7 @@ class Library : public Candidate {
     a.a = call.add_shape(w);
     a.to = call.add(to);
     const KernelProcess::Answer answer =
-        process_.ask(call, quantize_operation, a, c_dtype_of(Dtype::f32));
+        process_.ask(call, quantize_operation, a, c_dtype_of(Dtype::f32), variant_);
     if (std::string why = reason_of(answer); !why.empty()) return why;
     if (answer.scale_rule < 0 || answer.scale_rule >= count_of<GroupScale>)
       throw CandidateError(fmt::format("the library's scale_rule = {} is outside [0, {}]",
@@ -267,7 +292,7 @@ class Library : public Candidate {
     KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.w = call.add(w);
-    return reason_of(process_.ask(call, dequantize_operation, a, c_dtype_of(out)));
+    return reason_of(process_.ask(call, dequantize_operation, a, c_dtype_of(out), variant_));
   }
   // What the library does of a case: the product, the quantizer of its weights, or the dequantizer.
   // The tensors have no elements.
@@ -336,8 +361,8 @@ class Library : public Candidate {
     const Attention& p = c.problem;
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::all);
-    a.o = call.add_output(shaped(c.out.o, p.shape.value_dim, p));
-    if (process_.facts().lse) a.lse = call.add_output(shaped(c.out.lse, 1, p));
+    a.o = call.add_output("o", shaped(c.out.o, p.shape.value_dim, p));
+    if (process_.facts().lse) a.lse = call.add_output("lse", shaped(c.out.lse, 1, p));
     a.run = add_run(call, ASSAY_FORWARD, p, c.out.o.dtype, r);
     return a;
   }
@@ -346,80 +371,77 @@ class Library : public Candidate {
     const Attention& p = c.problem;
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::all);
-    a.o = call.add_input(shaped(c.in.o, p.shape.value_dim, p));
-    a.lse = call.add_input(shaped(c.in.lse, 1, p));
-    a.d_o = call.add_input(shaped(c.in.d_o, p.shape.value_dim, p));
+    a.o = call.add_input("o", shaped(c.in.o, p.shape.value_dim, p));
+    a.lse = call.add_input("lse", shaped(c.in.lse, 1, p));
+    a.d_o = call.add_input("d_o", shaped(c.in.d_o, p.shape.value_dim, p));
     assay_gradients g;
     assay_gradients_init(&g);
-    g.dq = call.add_output(c.out.dq);
-    g.dk = call.add_output(c.out.dk);
-    g.dv = call.add_output(c.out.dv);
-    g.d_bias = call.add_output(c.out.d_bias);
-    g.d_sink = call.add_output(c.out.d_sink);
-    if (c.in.d_lse) g.d_lse = call.add_input(shaped(c.in.d_lse, 1, p));
+    g.dq = call.add_output("dq", c.out.dq);
+    g.dk = call.add_output("dk", c.out.dk);
+    g.dv = call.add_output("dv", c.out.dv);
+    g.d_bias = call.add_output("d_bias", c.out.d_bias);
+    g.d_sink = call.add_output("d_sink", c.out.d_sink);
+    if (c.in.d_lse) g.d_lse = call.add_input("d_lse", shaped(c.in.d_lse, 1, p));
     a.gradients = call.add(g);
     a.run = add_run(call, ASSAY_BACKWARD, p, c.out.dq.dtype, r);
     return a;
   }
 
   // A low-bit matrix with its bytes.
-  static const assay_low_bit* add_low_bit(KernelCall& call, const LowBitView& m) {
+  static const assay_low_bit* add_low_bit(KernelCall& call, const char* name, const LowBitView& m) {
     const LowBitSizes sizes = sizes_of(m.format, m.k, m.n, m.group);
-    const auto bytes = [&](const std::byte* from, Index count) {
-      return count > 0 ? call.add_bytes(from, usize(count)) : nullptr;
+    const auto bytes = [&](const char* part, const std::byte* from, Index count) {
+      const std::string whole = fmt::format("{}.{}", name, part);
+      return count > 0 ? call.add_input_bytes(whole.c_str(), from, usize(count)) : nullptr;
     };
     assay_low_bit c = described(m);
-    c.codes = bytes(m.codes, sizes.codes);
-    c.scales = bytes(m.scales, sizes.scales);
-    c.extra = bytes(m.extra, sizes.extra);
+    c.codes = bytes("codes", m.codes, sizes.codes);
+    c.scales = bytes("scales", m.scales, sizes.scales);
+    c.extra = bytes("extra", m.extra, sizes.extra);
     return call.add(c);
   }
 
-  static KernelProcess::Arguments arguments(KernelCall& call, const ProductCall& c,
-                                            const Request& r) {
+  KernelProcess::Arguments arguments(KernelCall& call, const ProductCall& c, const Request& r) {
     KernelProcess::Arguments a;
-    if (c.problem.a) a.a = call.add_input(c.problem.a);
-    else a.a_low = add_low_bit(call, c.problem.a_low);
-    a.w = add_low_bit(call, c.problem.w);
-    a.c = call.add_output(c.c);
+    if (c.problem.a) a.a = call.add_input("a", c.problem.a);
+    else a.a_low = add_low_bit(call, "a", c.problem.a_low);
+    a.w = add_low_bit(call, "w", c.problem.w);
+    a.c = call.add_output("c", c.c);
     a.run = call.add(plain_run(r));
     return a;
   }
 
-  static KernelProcess::Arguments arguments(KernelCall& call, const QuantizeCall& c,
-                                            const Request& r) {
-    const auto bytes = [&](std::vector<std::byte>& to) {
-      return to.empty() ? nullptr : call.add_output_bytes(to.data(), to.size());
+  KernelProcess::Arguments arguments(KernelCall& call, const QuantizeCall& c, const Request& r) {
+    const auto bytes = [&](const char* name, std::vector<std::byte>& to) {
+      return to.empty() ? nullptr : call.add_output_bytes(name, to.data(), to.size());
     };
     assay_low_bit_output to = described_output(c.format, c.w, c.group);
-    to.codes = bytes(c.to.codes);
-    to.scales = bytes(c.to.scales);
-    to.extra = bytes(c.to.extra);
+    to.codes = bytes("the codes", c.to.codes);
+    to.scales = bytes("the scales", c.to.scales);
+    to.extra = bytes("the extra bytes", c.to.extra);
     if (c.format == LowBit::nvfp4)
-      to.tensor_scale =
-          static_cast<float*>(call.add_output_bytes(&c.to.tensor_scale, sizeof(float)));
+      to.tensor_scale = static_cast<float*>(
+          call.add_output_bytes("the tensor scale", &c.to.tensor_scale, sizeof(float)));
     KernelProcess::Arguments a;
-    a.a = call.add_input(c.w);
+    a.a = call.add_input("w", c.w);
     a.to = call.add(to);
     a.run = call.add(plain_run(r));
     return a;
   }
 
-  static KernelProcess::Arguments arguments(KernelCall& call, const DequantizeCall& c,
-                                            const Request& r) {
+  KernelProcess::Arguments arguments(KernelCall& call, const DequantizeCall& c, const Request& r) {
     KernelProcess::Arguments a;
-    a.w = add_low_bit(call, c.w);
-    a.c = call.add_output(c.to);
+    a.w = add_low_bit(call, "w", c.w);
+    a.c = call.add_output("c", c.to);
     a.run = call.add(plain_run(r));
     return a;
   }
 
-  static KernelProcess::Arguments arguments(KernelCall& call, const AppendCall& c,
-                                            const Request& r) {
+  KernelProcess::Arguments arguments(KernelCall& call, const AppendCall& c, const Request& r) {
     KernelProcess::Arguments a;
-    a.k = call.add_input(c.k);
-    a.v = call.add_input(c.v);
-    a.slots = call.add_list(c.slots);
+    a.k = call.add_input("k", c.k);
+    a.v = call.add_input("v", c.v);
+    a.slots = call.add_table("the slots", c.slots);
     a.pages = add_pages(call, c.to.views(), Pages::outputs, {});
     a.run = call.add(plain_run(r));
     return a;
@@ -428,8 +450,8 @@ class Library : public Candidate {
   enum class Pages { shapes, inputs, outputs };
   static const assay_pages* add_pages(KernelCall& call, const PageViews& views, Pages as,
                                       const std::vector<std::int32_t>& table) {
-    const auto add = [&](const std::vector<TensorView>& of) {
-      if (as != Pages::shapes) return call.add_pages(of, as == Pages::outputs, views.used);
+    const auto add = [&](const char* name, const std::vector<TensorView>& of) {
+      if (as != Pages::shapes) return call.add_pages(name, of, as == Pages::outputs, views.used);
       std::vector<const assay_tensor*> shapes;
       for (const TensorView& t : of) shapes.push_back(call.add_shape(t));
       return shapes;
@@ -438,19 +460,19 @@ class Library : public Candidate {
     pages.version = ASSAY_VERSION;
     pages.struct_size = sizeof pages;
     if (views.together) {
-      const auto both = add({views.k, views.v});
+      const auto both = add("the pages of k and v", {views.k, views.v});
       pages.k = both[0];
       pages.v = both[1];
     } else {
-      pages.k = add({views.k})[0];
-      pages.v = add({views.v})[0];
+      pages.k = add("the pages of k", {views.k})[0];
+      pages.v = add("the pages of v", {views.v})[0];
     }
-    pages.k_scales = add({views.k_scales})[0];
-    pages.v_scales = add({views.v_scales})[0];
+    pages.k_scales = add("the scales of k", {views.k_scales})[0];
+    pages.v_scales = add("the scales of v", {views.v_scales})[0];
     pages.group_size = views.group;
     pages.page_size = views.size;
     pages.pages_per_sequence = views.each;
-    pages.block_table = call.add_list(table);
+    pages.block_table = call.add_table("the block table", table);
     return call.add(pages);
   }
 
@@ -480,10 +502,11 @@ class Library : public Candidate {
     const Attention& p = d.problem;
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::but_keys);
-    a.pages = add_pages(call, d.tokens.views(), Pages::inputs, d.tokens.table);
-    a.o = call.add_output(shaped(d.out.o, p.shape.value_dim, p));
-    if (process_.facts().lse) a.lse = call.add_output(shaped(d.out.lse, 1, p));
-    a.run = add_run(call, ASSAY_DECODE, p, d.out.o.dtype, r);
+    const PageViews pages = d.tokens.views();
+    a.pages = add_pages(call, pages, Pages::inputs, d.tokens.table);
+    a.o = call.add_output("o", shaped(d.out.o, p.shape.value_dim, p));
+    if (process_.facts().lse) a.lse = call.add_output("lse", shaped(d.out.lse, 1, p));
+    a.run = add_run(call, ASSAY_DECODE, p, d.out.o.dtype, r, &pages);
     return a;
   }
 
@@ -543,9 +566,9 @@ class Library : public Candidate {
     return finish(process_.run_at_once(call, operation, a, b, rounds), operation);
   }
 
-  static assay_run plain_run(const Request& r) {
+  assay_run plain_run(const Request& r) const {
     return {ASSAY_VERSION, sizeof(assay_run), nullptr, 0,
-            threads_of(r), r.variant,         nullptr, nullptr};
+            threads_of(r), variant_,          nullptr, nullptr};
   }
 
   static TensorView shaped(const TensorView& t, Index columns, const Attention& p) {
@@ -593,12 +616,13 @@ class Library : public Candidate {
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::none);
     if (pages) a.pages = add_pages(call, *pages, Pages::shapes, {});
-    const KernelProcess::Answer answer = process_.ask(call, operation, a, c_dtype_of(out));
+    const KernelProcess::Answer answer =
+        process_.ask(call, operation, a, c_dtype_of(out), variant_);
     if (std::string why = reason_of(answer); !why.empty()) return why;
-    declared_.erase(operation);
+    declared_.erase({operation, variant_});
     if (answer.arithmetic) {
       std::string wrong;
-      declared_[operation] =
+      declared_[{operation, variant_}] =
           contract_of(fmt::format("{}, as its library declares it", process_.facts().name),
                       *answer.arithmetic, wrong);
       if (!wrong.empty())
@@ -607,14 +631,17 @@ class Library : public Candidate {
     return {};
   }
 
+  // `pages` is that of decode.
   const assay_run* add_run(KernelCall& call, int operation, const Attention& p, Dtype out,
-                           const Request& r) {
+                           const Request& r, const PageViews* pages = nullptr) {
     assay_run run = plain_run(r);
     if (!process_.facts().workspace) return call.add(run);
     KernelCall question = process_.call();
     KernelProcess::Arguments a;
     a.problem = add_problem(question, p, Elements::none);
-    const KernelProcess::Answer answer = process_.ask(question, operation, a, c_dtype_of(out));
+    if (pages && asks_for_pages()) a.pages = add_pages(question, *pages, Pages::shapes, {});
+    const KernelProcess::Answer answer =
+        process_.ask(question, operation, a, c_dtype_of(out), variant_);
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
     if (answer.workspace > std::size_t{32} << 30)
       throw CandidateError(
@@ -640,9 +667,11 @@ class Library : public Candidate {
     return {static_cast<StatusCode>(answer.status), {}};
   }
 
-  static Status finish(const KernelProcess::Answer& answer, int operation) {
+  Status finish(const KernelProcess::Answer& answer, int operation) const {
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
     if (answer.status == ASSAY_SUCCESS) return {};
+    if (answer.status == ASSAY_UNSUPPORTED && variant_ > 0 && !process_.facts().variants_differ)
+      throw CandidateDeclined("the variant answered unsupported, and gives no reason");
     if (answer.status == ASSAY_UNSUPPORTED)
       throw CandidateError(
           fmt::format("the library said that it supports this, and then answered unsupported in {}",
@@ -653,8 +682,10 @@ class Library : public Candidate {
 
   const std::string path_;
   mutable KernelProcess process_;
-  // The arithmetic that the library declared, by operation, when it was last asked about a problem.
-  mutable std::map<int, Contract> declared_;
+  // The arithmetic that the library declared, by operation and variant, when it was last asked
+  // about a problem.
+  mutable std::map<std::pair<int, int>, Contract> declared_;
+  mutable int variant_ = 0;  // computes, and answers; any_variant only while suites are drawn
   mutable GroupScale scale_rule_ = GroupScale::floor;
 };
 

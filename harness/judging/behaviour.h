@@ -4,7 +4,9 @@
 
 #include <array>
 #include <cmath>
+#include <optional>
 #include <string_view>
+#include <variant>
 
 #include "harness/judging/step.h"
 
@@ -19,7 +21,11 @@ inline constexpr Behaviour writes_beside{"writes-beside",
                                          "the outputs are right, and other memory was overwritten"};
 inline constexpr Behaviour keeps_a_call{"call-before-kept",
                                         "something of a call for another problem is kept"};
-inline constexpr std::array behaviours = {adds_to_output, writes_beside, keeps_a_call};
+inline constexpr Behaviour sums_otherwise{
+    "another-order-than-declared",
+    "sums go in another order than is declared: in any order, every element is inside its bound"};
+inline constexpr std::array behaviours = {adds_to_output, writes_beside, keeps_a_call,
+                                          sums_otherwise};
 
 // Puts the behaviour in the place of the explanations, which do without it. Its limit of s is 0,
 // because no errors tell it.
@@ -45,6 +51,32 @@ inline bool has_computed_nan(const NamedOutputs& outputs) {
     if (found) return true;
   }
   return false;
+}
+
+// The declared arithmetic with its sums in any order; nothing if no order is declared.
+inline std::optional<Arithmetic> in_any_order(const std::optional<Arithmetic>& declared) {
+  if (!declared) return std::nullopt;
+  if (const auto* attention = std::get_if<Contract>(&*declared); attention && attention->ordered) {
+    Contract c = *attention;
+    c.ordered = false;
+    return c;
+  }
+  const auto* product = std::get_if<ProductContract>(&*declared);
+  if (!product || product->order == ProductOrder::any) return std::nullopt;
+  ProductContract c = *product;
+  c.order = ProductOrder::any;
+  return c;
+}
+
+// Whether outputs that fail under the declared order of sums are right in any order.
+template <class Step>
+bool is_right_in_any_order(const Step& step, const typename Step::Out& out,
+                           const std::optional<Arithmetic>& declared, JudgeOptions judging) {
+  const std::optional<Arithmetic> any = in_any_order(declared);
+  if (!any) return false;
+  judging.power = judging.statistics = false;
+  judging.judged = nullptr;
+  return step.judge(out, any, judging).outcome == Outcome::pass;
 }
 
 // Whether outputs that are NaN after poison of NaN are right after zeros.

@@ -64,21 +64,28 @@ struct CaseRun {
     end(Outcome::fail, fmt::format("not deterministic: {}", why));
     result.reproduce += fmt::format(" --repeat {}", std::max(often, options.repeat));
   }
-  // Returns false, and puts the reason into the result, if the candidate does not do one of the
-  // calls.
+  // Takes the first variant that does all of the calls. Returns false, and puts the reason into the
+  // result, if there is none.
   bool supported(std::initializer_list<Call> calls) const;
   JudgeOptions judging(Painter* painter) const;
 };
 
 bool CaseRun::supported(std::initializer_list<Call> calls) const {
   turn(Turn::candidate);
+  const Abilities has = candidate.abilities();
+  const auto why_not = [&](int variant) {
+    candidate.use_variant(variant);
+    for (const Call& call : calls)
+      if (std::string why = lacking_ability(candidate, call); !why.empty()) return why;
+    for (const Call& call : calls)
+      if (std::string why = candidate.unsupported(call); !why.empty()) return why;
+    return std::string();
+  };
   try {
-    std::string why;
-    for (const Call& call : calls)
-      if (why.empty()) why = lacking_ability(candidate, call);
-    for (const Call& call : calls)
-      if (why.empty()) why = candidate.unsupported(call);
+    const std::string why = why_not(0);
     if (why.empty()) return true;
+    for (int variant = 1; has.variants_differ && variant < has.variants; ++variant)
+      if (why_not(variant).empty()) return true;
     end(Outcome::unsupported, why);
   } catch (const CandidateError& e) {
     end(Outcome::fail, e.what());
@@ -137,6 +144,8 @@ void look_for_cause(const CaseRun& run, const Step& step, const typename Step::O
   if (!run.options.diagnosis) return;
   Diagnosis& d = run.result.diagnosis;
   d = step.diagnose(first, arithmetic, failed, judging);
+  if (d.explanations.empty() && is_right_in_any_order(step, first, arithmetic, judging))
+    explain_by(sums_otherwise, d);
   run.turn(Turn::candidate);
   if (is_right_on_zeros(step, run.candidate, run.how, first, arithmetic, judging))
     explain_by(adds_to_output, d);

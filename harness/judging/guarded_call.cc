@@ -7,6 +7,7 @@
 #include <new>
 #include <system_error>
 
+#include "harness/crash_note.h"
 #include "harness/shortage.h"
 #include "kernels/simd/targets.h"
 
@@ -72,11 +73,28 @@ std::string failure_in(const std::function<kernels::Status()>& call) {
   }
 }
 
+namespace {
+
+// For the words about a crash in the call.
+void tell_touched(const WatchedInputs& inputs, const NamedOutputs& outputs) {
+  std::vector<NamedBytes> all;
+  const auto add = [&](std::string name, const void* begin, std::size_t bytes) {
+    if (bytes > 0) all.push_back({std::move(name), reinterpret_cast<std::uint64_t>(begin), bytes});
+  };
+  for (const auto& [name, t] : inputs.tensors) add(name, t->bytes(), t->size_in_bytes());
+  if (inputs.keep) add("keep", inputs.keep->data(), inputs.keep->size());
+  for (const auto& [output, t] : outputs) add(tensor_name(output), t->bytes(), t->size_in_bytes());
+  call_touches(all);
+}
+
+}  // namespace
+
 std::string call_guarded(Candidate& candidate, const Request& request, const WatchedInputs& inputs,
                          const NamedOutputs& outputs, Poison with, bool* answered) {
   if (answered) *answered = false;
   for (const auto& [output, t] : outputs) poison(*t, with);
   const std::vector<std::byte> before = bytes_of(inputs);
+  tell_touched(inputs, outputs);
   if (std::string failure = call_plainly(candidate, request); !failure.empty()) return failure;
   if (answered) *answered = true;
   for (const auto& [name, t] : inputs.tensors)

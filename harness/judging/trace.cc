@@ -11,6 +11,7 @@
 
 #include "harness/candidates/candidate.h"
 #include "harness/judging/step.h"
+#include "harness/results/told_arithmetic.h"
 #include "harness/shortage.h"
 #include "harness/text.h"
 #include "kernels/simd/bf16_dots.h"
@@ -413,9 +414,9 @@ Trace trace_case(const Case& c, Candidate& candidate) {
 }
 
 std::string describe(const Trace& t, const Case& c) {
-  std::string text =
-      fmt::format("{}\n  contract: {}\n  {:<18}{:>12}{:>12}{:>10}  worst error/bound\n",
-                  print_case(c), visible(t.verdict.contract), "stage", "told", "compared", "wrong");
+  std::string text = fmt::format(
+      "{}\n  contract: {}\n  {:<18}{:>12}{:>12}{:>10}  worst error/bound\n", print_case(c),
+      visible(told_contract(t.verdict)), "stage", "told", "compared", "wrong");
   for (std::size_t k = 0; k < t.stages.size(); ++k) {
     const StageSummary& s = t.stages[k];
     if (s.told > 0)

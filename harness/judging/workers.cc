@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -17,6 +18,7 @@
 #include <system_error>
 #include <utility>
 
+#include "harness/crash_note.h"
 #include "harness/process.h"
 #include "harness/shortage.h"
 #include "harness/text.h"
@@ -25,7 +27,7 @@
 namespace assay {
 namespace {
 
-constexpr int result_descriptor = 3;
+constexpr int result_descriptor = 3, crash_descriptor = 4;
 // This mark begins a line that says what runs at present: the turn, the relation and the problem. A
 // result begins with a brace.
 constexpr char present_mark = '@';
@@ -64,6 +66,34 @@ bool send(std::string line) {
   throw std::system_error(errno, std::generic_category(), what);
 }
 
+// Null if the descriptor is none of such memory.
+CrashPage* map_crash_page(int descriptor) {
+  void* page = mmap(nullptr, sizeof(CrashPage), PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+  return page == MAP_FAILED ? nullptr : static_cast<CrashPage*>(page);
+}
+
+// The page on which a worker notes how it crashes. The worker gets a descriptor of its memory.
+class SharedCrashPage {
+ public:
+  SharedCrashPage() : memory_(memfd_create("assay-crash", MFD_CLOEXEC)) {
+    if (memory_.number() < 0 || ftruncate(memory_.number(), sizeof(CrashPage)) != 0)
+      fail("memory that is shared with a worker");
+    page_ = map_crash_page(memory_.number());
+    if (!page_) fail("memory that is shared with a worker");
+  }
+  SharedCrashPage(const SharedCrashPage&) = delete;
+  SharedCrashPage& operator=(const SharedCrashPage&) = delete;
+  ~SharedCrashPage() { munmap(page_, sizeof(CrashPage)); }
+
+  int descriptor() const { return memory_.number(); }
+  // Where the worker crashed; empty if it did not.
+  std::string where() const { return where_it_crashed(page_->note, touched_bytes(*page_)); }
+
+ private:
+  Descriptor memory_;
+  CrashPage* page_ = nullptr;
+};
+
 class Worker {
  public:
   explicit Worker(const WorkerOptions& options) {
@@ -91,11 +121,12 @@ class Worker {
                               : "--guard-pages=before");
     if (options.execute.oracle_threads != 1)
       arguments.push_back(fmt::format("--oracle-threads={}", options.execute.oracle_threads));
-    process_.emplace(ProcessStart{
-        .program = options.executable,
-        .arguments = std::move(arguments),
-        .descriptors = {{ends.in.number(), STDIN_FILENO}, {ends.in.number(), result_descriptor}},
-        .dies_with_thread = true});
+    process_.emplace(ProcessStart{.program = options.executable,
+                                  .arguments = std::move(arguments),
+                                  .descriptors = {{ends.in.number(), STDIN_FILENO},
+                                                  {ends.in.number(), result_descriptor},
+                                                  {crash_.descriptor(), crash_descriptor}},
+                                  .dies_with_thread = true});
     socket_ = std::move(ends.out);
   }
   Worker(const Worker&) = delete;
@@ -142,6 +173,7 @@ class Worker {
     return text;
   }
 
+  std::string where_it_crashed() const { return crash_.where(); }
   void end() { process_->kill(); }
   bool ended() { return process_->poll().has_value(); }
   // Waits for a worker that has closed its output, so that little is left to do.
@@ -152,6 +184,7 @@ class Worker {
   }
 
  private:
+  SharedCrashPage crash_;
   std::optional<Process> process_;
   Descriptor socket_;
   std::string buffer_;
@@ -386,7 +419,9 @@ class Pool {
   // failed, and neither has a candidate whose code does not run in the worker.
   void end_broken(Slot& w) {
     const int status = w->wait();
-    const std::string how = assay::how_it_ended(status);
+    const std::string crash = w->where_it_crashed();
+    const std::string how =
+        assay::how_it_ended(status) + (crash.empty() ? "" : fmt::format(": {}", crash));
     if (was_killed(status))
       return replace(
           w, Outcome::error,
@@ -469,6 +504,10 @@ int worker_main(Index memory_mib, const ExecuteOptions& options) {
 #else
   (void)memory_mib;
 #endif
+  if (CrashPage* page = map_crash_page(crash_descriptor)) {
+    note_crashes_on(*page);
+    close(crash_descriptor);  // what the worker starts has no use for it
+  }
   ExecuteOptions telling = options;
   telling.begins = [](const Present& now) { send(text_of(now)); };
   try {

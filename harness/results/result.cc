@@ -7,6 +7,8 @@
 #include <array>
 #include <cmath>
 
+#include "harness/results/told_arithmetic.h"
+
 namespace assay {
 namespace {
 
@@ -47,6 +49,7 @@ template <class Fields, Described<Relation> Value>
 void describe_fields(Fields& fields, Value& r) {
   fields("result", r.how);
   fields.unless("why", r.why, std::string());
+  fields.unless("declined", r.declined, {});
 }
 
 template <class Fields, Described<Seconds> Value>
@@ -200,6 +203,8 @@ template <class Fields, Described<CaseResult> Value>
 void describe_verdict(Fields& fields, Value& r) {
   auto& v = r.verdict;
   fields("contract", v.contract);
+  fields.object_if("arithmetic", v.arithmetic.has_value(),
+                   [&](auto& arithmetic) { describe_arithmetic(arithmetic, v); });
   fields.object("elements", [&](auto& elements) {
     describe_outputs(elements, v);
     elements("inside", v.inside);
@@ -278,7 +283,9 @@ void describe_fields(Fields& fields, Value& r) {
 
 std::string text_of(const Relation& r) {
   const std::string_view how = name_of(r.how);
-  return r.why.empty() ? std::string(how) : fmt::format("{}: {}", how, r.why);
+  std::string text = r.why.empty() ? std::string(how) : fmt::format("{}: {}", how, r.why);
+  for (const auto& [why, n] : r.declined) text += fmt::format("; {} declined: {}", n, why);
+  return text;
 }
 
 std::int64_t CaseResult::elements_compared() const {

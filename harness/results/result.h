@@ -20,6 +20,8 @@ namespace assay {
 struct Relation {
   enum class How : std::uint8_t { held, violated, not_applicable } how = How::held;
   std::string why;  // empty if it held
+  // What the question left out, by reason: so many variants that do not do this case.
+  std::map<std::string, std::int64_t> declined = {};
   static constexpr std::string_view convention = "differs by convention: ";
 
   bool differs_by_convention() const {
@@ -27,8 +29,10 @@ struct Relation {
   }
 
   static Relation held() { return {}; }
-  static Relation violated(std::string why) { return {How::violated, std::move(why)}; }
-  static Relation not_applicable(std::string why) { return {How::not_applicable, std::move(why)}; }
+  static Relation violated(std::string why) { return {How::violated, std::move(why), {}}; }
+  static Relation not_applicable(std::string why) {
+    return {How::not_applicable, std::move(why), {}};
+  }
   // The candidate does otherwise, as many do, and is not wrong for it.
   static Relation by_convention(const std::string& what) {
     return not_applicable(std::string(convention) + what);

@@ -22,7 +22,8 @@ extern "C" {
 
 /* The version of the structs here and in assay.h. Every struct begins with its version and its
  * size; the *_init function of the struct sets both. A later version adds fields at the end of
- * structs: a table that an older header compiled is shorter, and what it lacks it does not have. */
+ * structs: a table that an older header compiled is shorter, and what it lacks it does not have.
+ * The same holds for tables of one version: that of version 2 has grown at its end. */
 #define ASSAY_VERSION 2u
 
 /* ---- Status ---------------------------------------------------------------------------------- */
@@ -279,8 +280,11 @@ typedef struct assay_arithmetic {
   int32_t sum_from_rounded; /* 1: the row sum adds the rounded weights */
   /* 1: O is divided by the row sum; 2: O is multiplied by its rounded inverse */
   int32_t division_roundings;
-  /* 1: q.k is summed with d ascending, and P V with keys ascending, tile after tile, which gives a
-   * sharper bound; 0: any order */
+  /* 1: three promises, which give a sharper bound. q.k is summed with d ascending. P V is summed
+   * with keys ascending, tile after tile. The row sum goes tile by tile as well: each tile adds up
+   * its weights from zero, in any order, and the sums of tiles are added one after the other, so
+   * that no weight meets more than tile + tiles additions. A row sum that adds each weight to what
+   * it has so far is not ordered. 0: any order. */
   int32_t ordered;
   int64_t tile, row_tile; /* keys and rows of a tile; 64 by default */
 } assay_arithmetic;
@@ -483,7 +487,8 @@ typedef struct assay_kernel {
   /* 1: two threads must not call the kernel at once, as if it kept something in a static buffer */
   int32_t not_reentrant;
   /* How many variants the kernel has, as the configurations of an autotuner; run->variant says
-   * which one computes. 0 means 1. Every variant is judged. */
+   * which one computes. 0 means 1. Every variant is judged. At the end of the table are questions
+   * about one variant. */
   int32_t variant_count;
   uint64_t invariant_to; /* ASSAY_INVARIANT_TO_*: what is promised is asked bit for bit */
 
@@ -530,6 +535,25 @@ typedef struct assay_kernel {
   /* 1: backward takes the gradient of LSE, gradients->d_lse */
   int32_t d_lse;
   int32_t reserved; /* 0 */
+
+  /* The same questions about one variant, below variant_count. Tables of version 2 from before they
+   * were added end here, and have no such function.
+   *
+   * A variant may decline what others do: it is not applicable to that problem then. A problem that
+   * all variants decline is unsupported. These functions are asked after those above have said yes.
+   * NULL means that every variant does what the kernel does; a variant above 0 may still answer
+   * ASSAY_UNSUPPORTED when it runs, without a reason. `pages` is that of decode, and NULL for other
+   * operations; of a and a_low, one is NULL. */
+  assay_status (*supports_variant)(int32_t variant, int32_t operation,
+                                   const assay_attention* problem, const assay_pages* pages,
+                                   const assay_dtype* output, const char** reason);
+  assay_status (*supports_product_variant)(int32_t variant, const assay_tensor* a,
+                                           const assay_low_bit* a_low, const assay_low_bit* w,
+                                           const assay_dtype* output, const char** reason);
+  /* Take the places of `arithmetic` and `workspace` where they are not NULL. */
+  assay_status (*arithmetic_variant)(int32_t variant, const assay_attention* problem,
+                                     assay_arithmetic* declared);
+  uint64_t (*workspace_variant)(int32_t variant, int32_t operation, const assay_attention* problem);
 } assay_kernel;
 
 static inline void assay_kernel_init(assay_kernel* k, const char* name) {
@@ -558,6 +582,10 @@ static inline void assay_kernel_init(assay_kernel* k, const char* name) {
   k->supports_append = NULL;
   k->append = NULL;
   k->d_lse = k->reserved = 0;
+  k->supports_variant = NULL;
+  k->supports_product_variant = NULL;
+  k->arithmetic_variant = NULL;
+  k->workspace_variant = NULL;
 }
 
 /* The one symbol of your library. It returns a table that lives as long as the library. `version`

@@ -390,7 +390,10 @@ def test_a_declared_arithmetic_is_that_of_every_case():
 
     kernel = attention(arithmetic=arithmetic)
     assert kernel.judge(FORWARD)["contract"] == "fp32 accumulation, fp32 weights"
-    assert kernel.judge(FORWARD.replace("f32", "f16"))["contract"] == "declared: weight_bits=16"
+    half = kernel.judge(FORWARD.replace("f32", "f16"))
+    assert half["contract"] == "declared: weight_bits=16"
+    assert half["arithmetic"]["declared"]
+    assert half["arithmetic"]["attention"]["weight_dtype"] == "f16"
     assert set(asked) == {"f32", "f16"}
     strict = attention(
         lambda q, k, v, *, causal: tuple(t * 1.0003 for t in right_torch(q, k, v, causal=causal)),

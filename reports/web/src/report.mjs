@@ -66,6 +66,7 @@ const known = [
   'outcome',
   'reason',
   'contract',
+  'arithmetic',
   'elements',
   'not_finite',
   'rows',
@@ -110,7 +111,11 @@ const looksLike = (d) =>
     { class: 'reason' },
     `Looks like: ${d.explanations.map((e) => `${e.words} (s ${real(e.median)}, at most ${real(e.largest)})`).join('; or ')}`,
   );
-const relation = ({ result, why }) => (has(why) ? `${result}: ${why}` : result);
+const relation = ({ result, why, declined }) =>
+  [
+    has(why) ? `${result}: ${why}` : result,
+    ...Object.entries(declined ?? {}).map(([reason, n]) => `${n} declined: ${reason}`),
+  ].join('; ');
 
 function shownTable(title, power, compared, whole) {
   const changes = Object.entries(power.shown ?? {});
@@ -319,6 +324,11 @@ function details(c) {
           real,
         ),
       pairs('Contract', { contract: r.contract, candidate: r.candidate, dtype: r.dtype }),
+      pairs(
+        r.arithmetic?.declared ? 'Declared arithmetic' : 'Arithmetic of this rung',
+        r.arithmetic?.attention ?? r.arithmetic?.product,
+      ),
+      pairs('Arithmetic of gradients', r.arithmetic?.gradients),
       shownTable(
         'Power',
         power,
