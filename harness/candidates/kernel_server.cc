@@ -100,6 +100,8 @@ std::optional<assay_kernel> load_kernel(const std::string& library, std::string&
     why = fmt::format("its table has not_reentrant = {}, neither 0 nor 1", kernel.not_reentrant);
   else if (kernel.d_lse != 0 && kernel.d_lse != 1)
     why = fmt::format("its table has d_lse = {}, neither 0 nor 1", kernel.d_lse);
+  else if (kernel.no_d_sink != 0 && kernel.no_d_sink != 1)
+    why = fmt::format("its table has no_d_sink = {}, neither 0 nor 1", kernel.no_d_sink);
   else if (kernel.variant_count < 0 || kernel.variant_count > most_variants)
     why = fmt::format("its table has variant_count = {}, outside [0, {}]", kernel.variant_count,
                       most_variants);
@@ -188,6 +190,7 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   response.not_reentrant = kernel.not_reentrant;
   response.variant_count = kernel.variant_count;
   response.d_lse = kernel.d_lse;
+  response.no_d_sink = kernel.no_d_sink;
   response.invariant_to = kernel.invariant_to;
   if (kernel.conventions) read_conventions(*kernel.conventions, response.conventions);
 }
