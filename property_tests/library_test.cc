@@ -728,6 +728,39 @@ TEST_F(Library, OurKernelsPassAsALibrary) {
   }
 }
 
+// The same cases, in the process and as a library: as many pass. The library declines what it says,
+// caches whose layout only their owner knows.
+TEST_F(Library, OurKernelsLoseNothingAsALibrary) {
+  const auto counted = [](const std::string& output, const std::string& what) {
+    const std::string sentence = output.substr(output.rfind(" cases: "));
+    const std::size_t end = sentence.find(' ' + what);
+    if (end == std::string::npos) return 0;
+    return std::stoi(sentence.substr(sentence.rfind(' ', end - 1)));
+  };
+  for (const auto& [suite, one_of, always] : {std::tuple{"smoke", 8, ""},
+                                              {"backward", 90, " dlse="},
+                                              {"decode", 60, ""},
+                                              {"products", 60, ""},
+                                              {"caches", 40, ""}}) {
+    std::istringstream listed(run(std::string("check --list --suite ") + suite).output);
+    std::ofstream chosen(folder_ / "cases");
+    int k = 0, cases = 0;
+    for (std::string line; std::getline(listed, line); ++k)
+      if (k % one_of == 0 || (*always && line.find(always) != std::string::npos))
+        chosen << line << "\n", ++cases;
+    chosen.close();
+    const std::string rest = "--max-unsupported 100 --cases " + (folder_ / "cases").string();
+    const Ran own = run("check --no-shrink " + rest), library = check(ASSAY_KERNEL_LIBRARY, rest);
+    EXPECT_EQ(own.status, 0) << suite << own.output;
+    EXPECT_EQ(library.status, 0) << suite << library.output;
+    EXPECT_GT(cases, 5) << suite;
+    const int declined = counted(library.output, "unsupported");
+    EXPECT_EQ(counted(own.output, "passed"), counted(library.output, "passed") + declined)
+        << suite << library.output;
+    EXPECT_LE(declined, suite == std::string("caches") ? cases / 2 : 0) << library.output;
+  }
+}
+
 // The first steps of new users take less than a minute.
 TEST_F(Library, ANewProjectBuildsAndPasses) {
   const std::string project = (folder_ / "mine").string();
