@@ -53,7 +53,7 @@ void add_distant(std::vector<Case>& cases, const SuiteSeed& seed, const char* op
   if (seed.has.has_all()) return;
   add_first(cases, seed,
             {fmt::format("{} b=1 h=2 l=9x33 d=64 layout=distant", operation),
-             fmt::format("{} b=1 h=2 l=33 d=64 layout=distant", operation)});
+             fmt::format("{} b=1 h=1 l=33 d=64 layout=distant", operation)});
 }
 
 std::vector<Factor> forward_factors() {
