@@ -785,13 +785,15 @@ TEST_F(Library, ANewProjectBuildsAndPasses) {
                                        "features that the candidate does not have: .*another dtype "
                                        "than fp32 \\([1-9]"));
   }
-  // Beside it there are kernels of the other kinds.
-  for (const auto& [kernel, suite] :
-       {std::pair{"gradients", "backward"}, {"paged", "caches"}, {"product", "products"}}) {
-    const Ran r = check(project + "/build/lib" + kernel + ".so",
-                        std::string("--shard 0/20 --suite ") + suite);
+  // Beside it there are kernels of the other kinds, whose suites are another test's.
+  for (const auto& [kernel, line] :
+       {std::pair{"gradients", "backward b=1 h=2 l=5 d=4"},
+        {"paged", "attention b=1 h=2 l=3x9 d=4 offset=end cache=paged:4"},
+        {"product", "product m=3 n=5 k=40 w=mxfp4"}}) {
+    const Ran r =
+        check(project + "/build/lib" + kernel + ".so", std::string("--case '") + line + "'");
     EXPECT_EQ(r.status, 0) << r.output;
-    EXPECT_THAT(r.output, HasSubstr(" 0 failed"));
+    EXPECT_THAT(r.output, HasSubstr("1 case: 1 passed, 0 failed"));
   }
   // It tells its stages.
   const Ran traced = run_line(
