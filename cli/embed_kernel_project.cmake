@@ -1,7 +1,8 @@
-# Writes the files of a kernel project as C++ string literals: cmake -DOUT=... -DSOURCE=... -P embed_kernel_project.cmake
+# Writes the files of a kernel project as C++ string literals: cmake -DOUT=... -DFILES=one,two -P embed_kernel_project.cmake
 set(text "// Written by embed_kernel_project.cmake.\n#include \"cli/kernel_project.h\"\n\nnamespace assay {\n\nstd::vector<std::pair<std::string_view, std::string_view>> kernel_project() {\n  return {\n")
-foreach(file include/assay/kernel.h examples/kernel/my_kernel.c examples/kernel/CMakeLists.txt examples/kernel/README.md)
-  file(READ ${SOURCE}/${file} piece)
+string(REPLACE "," ";" FILES "${FILES}")
+foreach(file IN LISTS FILES)
+  file(READ ${file} piece)
   get_filename_component(name ${file} NAME)
   string(APPEND text "      {\"${name}\", R\"assay(${piece})assay\"},\n")
 endforeach()

@@ -17,6 +17,8 @@ endfunction()
 
 set(problems "")
 read_as_list_text("${JUNIT}" xml)
+# Newer versions of ctest write the labels of a test in front of what it said.
+string(REGEX REPLACE "<properties/>[^<]*|<properties>([^<]|<property [^>]*>)*</properties>[^<]*" "" xml "${xml}")
 string(REGEX MATCHALL "<testcase [^>]*>" openings "${xml}")
 string(REGEX MATCHALL "<testcase [^>]*>[^<]*(<(skipped|failure)[^>]*>[^<]*)?<system-out>[^<]*</system-out>" tests "${xml}")
 list(LENGTH openings opened)

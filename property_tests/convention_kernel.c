@@ -1,8 +1,9 @@
 /* A right kernel for the tests of conventions: attention in fp32, forward and backward, with
  * causality, lengths, starts and a boolean mask. The environment says what it means where nobody
  * agreed (ASSAY_MEANS, words of the table below) and what it declares (ASSAY_DECLARES, as
- * masked_rows=2,masked_lse=3). With ASSAY_TABLE=1 its table is one of version 1, and with
- * ASSAY_TABLE=5 its conventions are the first five alone. */
+ * masked_rows=2,masked_lse=3). With ASSAY_TABLE=1 its table is one of version 1, with ASSAY_TABLE=5
+ * its conventions are the first five alone, and with ASSAY_TABLE=gradients it has no forward pass.
+ */
 #include <assay/kernel.h>
 #include <math.h>
 #include <stddef.h>
@@ -310,7 +311,7 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   assay_kernel_init(&table, "a kernel with conventions");
   table.supports = supports;
   table.arithmetic = arithmetic;
-  table.forward = forward;
+  table.forward = table_version && !strcmp(table_version, "gradients") ? NULL : forward;
   table.backward = backward;
   table.d_lse = meant[takes_dlse];
   if (getenv("ASSAY_DECLARES")) table.conventions = &declared;

@@ -381,6 +381,33 @@ TEST_F(ConventionKernel, DlseIsAskedOfKernelsThatTakeIt) {
   EXPECT_THAT(r.output, HasSubstr("the library takes no gradient of LSE"));
 }
 
+// Gradients alone begin with O and LSE of our kernel, whose diagonals lie where those of the
+// library do. An anchor that is not declared cannot be found from gradients.
+TEST_F(ConventionKernel, GradientsAloneHaveTheirAnchor) {
+  setenv("ASSAY_TABLE", "gradients", 1);
+  const char* line = "backward b=2 h=4/2 l=9x24 d=16 causal";
+  Ran r = check("", line);
+  EXPECT_EQ(r.status, 0) << r.output;
+  r = check("bottom-right", line);
+  EXPECT_EQ(r.status, 1) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("fail, proved: d"));
+  r = check("bottom-right", std::string(line) + " convention=anchor:bottom-right");
+  EXPECT_EQ(r.status, 0) << r.output;
+  declares("anchor=2");
+  r = check("bottom-right", line);
+  EXPECT_EQ(r.status, 0) << r.output;
+  r = check("", line);
+  EXPECT_EQ(r.status, 1) << r.output;
+  // Other conventions are not asked of O and LSE, which are ours.
+  declares("masked_rows=2,masked_lse=3");
+  r = check("", "backward b=2 h=4/2 l=9x24 d=16 causal starts=3,24");
+  EXPECT_EQ(r.status, 0) << r.output;
+  declares(nullptr);
+  r = check("backward-spreads", spread_backward);
+  EXPECT_THAT(r.output, HasSubstr("convention: differs by convention: masked-nan:spreads"));
+  unsetenv("ASSAY_TABLE");
+}
+
 // What the documents say of our own kernels is declared by them.
 TEST(Conventions, OurKernelsAreHeldToOurs) {
   const auto host = make_candidate("host");

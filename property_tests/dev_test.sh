@@ -148,6 +148,13 @@ says '== configuring release' ./dev assay
 ASSAY_GGML=somewhere says 'peers: openblas onednn torch ggml' ./dev bench products
 grep -qx "ASSAY_GGML:PATH=$work/checkout/somewhere" build/release/CMakeCache.txt || fail "ASSAY_GGML is no path from where the user stands"
 
+# The small kernels are judged with the command of this checkout.
+mkdir -p property_tests
+printf '#!/bin/sh\necho "judged with $*"\n' >property_tests/partial_kernels.sh
+chmod +x property_tests/partial_kernels.sh
+says "judged with build/release/cli/assay $work/checkout one two" ./dev partial one two
+says 'judged with .*/checkout' ./dev partial
+
 # Paths are those of the user, wherever he stands.
 cd "$work/elsewhere"
 for dev in "$work/checkout/dev" ../checkout/dev; do

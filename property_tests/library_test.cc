@@ -303,29 +303,157 @@ TEST_F(Library, ProductsAreAskedFor) {
   EXPECT_THAT(wrong.output, HasSubstr("C is outside its bound"));
 }
 
-// A kernel is asked for what it does of a case: a product of two low-bit matrices, and the tokens
-// of a cache, but neither a product of tensors nor what the cache is read for.
-TEST_F(Library, TheLowBitExampleMultipliesAndAppends) {
-  const std::string library = folder_ / "liblow_bit.so";
-  const Ran made =
-      run_line(std::string(ASSAY_CC) +
-               " -O2 -ffp-contract=off -fPIC -shared -I" ASSAY_SOURCE_DIR "/include/assay -o " +
-               library + " " ASSAY_SOURCE_DIR "/examples/low_bit/low_bit.c -lm");
-  ASSERT_EQ(made.status, 0) << made.output;
-  const Ran product = check(library, "--case 'product m=3 n=5 k=40 w=mxfp4 a=mxfp4'");
-  EXPECT_EQ(product.status, 0) << product.output;
-  EXPECT_THAT(product.output, HasSubstr("compared: 15 of C;"));
+// A kernel is asked for what it does of a case: the products of A as a tensor and in low bits, and
+// the tokens of a cache beside what the cache is read for.
+TEST_F(Library, TheExamplesAreAskedForWhatTheyDo) {
+  const auto example = [this](const std::string& name) {
+    const std::string library = folder_ / ("lib" + name + ".so");
+    const Ran made =
+        run_line(std::string(ASSAY_CC) +
+                 " -O2 -ffp-contract=off -fPIC -shared -I" ASSAY_SOURCE_DIR "/include/assay -o " +
+                 library + " " ASSAY_SOURCE_DIR "/examples/kernel/" + name + ".c -lm");
+    EXPECT_EQ(made.status, 0) << made.output;
+    return library;
+  };
+  const std::string products = example("product"), pages = example("paged");
+  for (const char* line :
+       {"product m=3 n=5 k=40 w=mxfp4 a=mxfp4", "product m=3 n=5 k=40 w=mxfp4"}) {
+    const Ran product = check(products, std::string("--case '") + line + "'");
+    EXPECT_EQ(product.status, 0) << product.output;
+    EXPECT_THAT(product.output, HasSubstr("compared: 15 of C;"));
+  }
   const Ran tokens =
-      check(library, "--case 'attention b=2 h=4/2 l=3x9 d=5/3 offset=end cache=paged:4'");
+      check(pages, "--case 'attention b=2 h=4/2 l=3x9 d=5/3 offset=end cache=paged:4'");
   EXPECT_EQ(tokens.status, 0) << tokens.output;
-  EXPECT_THAT(tokens.output, HasSubstr("pass: every token is stored by the rule, bit for bit"));
-  EXPECT_THAT(tokens.output, HasSubstr("288 of tokens"));
-  const Ran refuses = check(library, "--suite refusals");
-  EXPECT_EQ(refuses.status, 0) << refuses.output;
-  EXPECT_THAT(refuses.output, HasSubstr(" 0 failed"));
-  const Ran of_tensors = check(library, "--case 'product m=3 n=5 k=40 w=mxfp4'");
-  EXPECT_EQ(of_tensors.status, 2) << of_tensors.output;
-  EXPECT_THAT(of_tensors.output, HasSubstr("the library has no product"));
+  EXPECT_THAT(tokens.output, HasSubstr("72 of O, 24 of LSE, 288 of tokens"));
+  const Ran starts =
+      check(pages, "--case 'attention b=2 h=4/2 l=3x9 d=5/3 offset=end cache=paged:4 starts=1,2'");
+  EXPECT_EQ(starts.status, 0) << starts.output;
+  EXPECT_THAT(starts.output, HasSubstr("pass: every token is stored by the rule, bit for bit"));
+  const Ran nothing = check(products, "--case 'product m=3 n=5 k=40 w=int8'");
+  EXPECT_EQ(nothing.status, 2) << nothing.output;
+  EXPECT_THAT(nothing.output, HasSubstr("unsupported: another format than MXFP4"));
+  for (const std::string& library : {products, pages}) {
+    const Ran refuses = check(library, "--suite refusals");
+    EXPECT_EQ(refuses.status, 0) << refuses.output;
+    EXPECT_THAT(refuses.output, HasSubstr(" 0 failed"));
+  }
+}
+
+// Builds partial_kernels.c, which the environment makes one of its kinds.
+class PartialLibrary : public Library {
+ protected:
+  void SetUp() override {
+    Library::SetUp();
+    library_ = folder_ / "libpartial.so";
+    const Ran made = run_line(
+        std::string(ASSAY_CC) +
+        " -std=gnu11 -O1 -ffp-contract=off -shared -fPIC -I" ASSAY_SOURCE_DIR "/include -o " +
+        library_ + " " ASSAY_SOURCE_DIR "/property_tests/partial_kernels.c -lm");
+    ASSERT_EQ(made.status, 0) << made.output;
+  }
+  void TearDown() override {
+    unsetenv("ASSAY_PARTIAL");
+    unsetenv("ASSAY_PARTIAL_FAULT");
+    Library::TearDown();
+  }
+  Ran judged(const char* kind, const std::string& line, const char* fault = nullptr) const {
+    setenv("ASSAY_PARTIAL", kind, 1);
+    if (fault) setenv("ASSAY_PARTIAL_FAULT", fault, 1);
+    else unsetenv("ASSAY_PARTIAL_FAULT");
+    return check(library_, "--case '" + line + "'");
+  }
+  std::string library_;
+};
+
+// O and LSE are those of our kernel, and are judged as well; what is failed is in the gradients.
+TEST_F(PartialLibrary, GradientsAloneAreJudgedOnOurOAndLse) {
+  const std::string line = "backward b=2 h=4/2 l=9x24 d=16 causal layout=g:strided";
+  const Ran right = judged("gradients-f32", line);
+  EXPECT_EQ(right.status, 0) << right.output;
+  EXPECT_THAT(right.output, HasSubstr("compared: 1152 of O, 72 of LSE, 1152 of dQ, 1536 of dK, "
+                                      "1536 of dV;"));
+  for (const char* fault : {"d-o-as-o", "shifted-groups"}) {
+    const Ran wrong =
+        judged("gradients-f32", "backward b=2 h=6/2 l=9x24 d=16 layout=g:strided", fault);
+    EXPECT_EQ(wrong.status, 1) << fault << wrong.output;
+    EXPECT_THAT(wrong.output, HasSubstr("fail, proved: d")) << fault;
+  }
+  const Ran forward = judged("gradients-f32", "attention b=1 h=1 l=9x24 d=16");
+  EXPECT_EQ(forward.status, 2) << forward.output;
+  EXPECT_THAT(forward.output, HasSubstr("unsupported: no forward pass"));
+}
+
+// A forward pass without LSE is judged where attention is asked, and its backward pass on our O and
+// LSE.
+TEST_F(PartialLibrary, GradientsOfAKernelWithoutLseAreJudged) {
+  const std::string line = "backward b=2 h=2 l=9x24 d=16/8 causal softcap=2";
+  const Ran right = judged("backward-no-lse-f32", line);
+  EXPECT_EQ(right.status, 0) << right.output;
+  EXPECT_THAT(right.output, HasSubstr("288 of O, 36 of LSE, 576 of dQ,"));
+  const Ran wrong = judged("backward-no-lse-f32", line, "no-slope");
+  EXPECT_EQ(wrong.status, 1) << wrong.output;
+  EXPECT_THAT(wrong.output, HasSubstr("fail, proved: d"));
+  const Ran forward =
+      judged("backward-no-lse-f32", "attention b=2 h=2 l=9x24 d=16/8 causal softcap=2");
+  EXPECT_EQ(forward.status, 0) << forward.output;
+  EXPECT_THAT(forward.output, HasSubstr("compared: 288 of O;"));
+}
+
+// A kernel that gives dSink is judged for it, and one that says that it gives none is judged for
+// the rest.
+TEST_F(PartialLibrary, DSinkIsAskedOfKernelsThatGiveIt) {
+  const std::string line = "backward b=2 h=4/2 l=9x24 d=64 causal sink=0.5";
+  const Ran all = judged("backward-sink-f32", line);
+  EXPECT_EQ(all.status, 0) << all.output;
+  EXPECT_THAT(all.output, HasSubstr(", 4 of dSink;"));
+  for (const char* fault : {"d-sink-of-the-last-batch", "d-sink-of-kv-heads"}) {
+    const Ran wrong = judged("backward-sink-f32", line, fault);
+    EXPECT_EQ(wrong.status, 1) << fault << wrong.output;
+    EXPECT_THAT(wrong.output, HasSubstr("fail, proved: dSink")) << fault;
+  }
+  for (const auto& [kind, dtype] :
+       {std::pair{"backward-no-d-sink-bf16", " dtype=bf16"}, {"gradients-sink-f32", ""}}) {
+    const Ran without = judged(kind, line + dtype);
+    EXPECT_EQ(without.status, 0) << kind << without.output;
+    EXPECT_THAT(without.output, HasSubstr(" of dV;"));
+    const Ran wrong = judged(kind, line + dtype, "lse-without-sink");
+    EXPECT_EQ(wrong.status, 1) << kind << wrong.output;
+    EXPECT_THAT(wrong.output, HasSubstr("fail, proved: d"));
+  }
+}
+
+// Tensors far beyond 2^31 elements go through a library: offsets of 32 bits are found.
+TEST_F(PartialLibrary, OffsetsBeyond32BitsAreAsked) {
+  for (const auto& [kind, line] :
+       {std::pair{"d128-f16", "attention b=2 h=4/2 l=3x5 d=128 dtype=f16"},
+        {"backward-f32", "backward b=2 h=2 l=3x5 d=8/4"}}) {
+    const std::string distant = std::string(line) + " layout=distant";
+    const Ran right = judged(kind, distant);
+    EXPECT_EQ(right.status, 0) << kind << right.output;
+    EXPECT_THAT(right.output, HasSubstr("1 case: 1 passed, 0 failed"));
+    EXPECT_EQ(judged(kind, line, "offset-of-32-bits").status, 0) << kind;
+    const Ran wrong = judged(kind, distant, "offset-of-32-bits");
+    EXPECT_EQ(wrong.status, 1) << kind << wrong.output;
+  }
+}
+
+// A record has what the kernel gives, and is judged by that.
+TEST_F(PartialLibrary, RecordsHoldWhatTheKernelGives) {
+  const std::string record = folder_ / "r.safetensors";
+  for (const auto& [kind, line, compared] :
+       {std::tuple{"gradients-sink-f32", "backward b=1 h=2 l=5 d=64 sink=0.5",
+                   "640 of O, 10 of LSE, 640 of dQ, 640 of dK, 640 of dV;"},
+        {"backward-no-lse-f32", "attention b=1 h=2 l=5 d=8", "compared: 80 of O;"}}) {
+    setenv("ASSAY_PARTIAL", kind, 1);
+    const Ran made = run_line(std::string(ASSAY_COMMAND) + " record --candidate lib:" + library_ +
+                              " --case '" + line + "' -o " + record);
+    EXPECT_EQ(made.status, 0) << kind << made.output;
+    const Ran verified = run_line(std::string(ASSAY_COMMAND) + " verify " + record);
+    EXPECT_EQ(verified.status, 0) << kind << verified.output;
+    EXPECT_THAT(verified.output, HasSubstr(compared));
+    fs::remove(record);
+  }
 }
 
 // Waits for what must happen soon, and for much longer on a busy machine.
@@ -618,8 +746,8 @@ TEST_F(Library, WhatItKeepsBetweenCallsIsFound) {
 // A right kernel adds up in an order that depends on something. This is no fault, unless it
 // promises that its bits do not depend on that, or the run requires it. The failure tells two
 // calls.
-TEST_F(Library, WhatIsPromisedIsAskedBitForBit) {
-  const std::string library = partial("partial_kernels");
+TEST_F(PartialLibrary, WhatIsPromisedIsAskedBitForBit) {
+  const std::string& library = library_;
   const char *paged = "attention b=3 h=4/2 l=5x40 d=8 causal offset=end cache=paged:16",
              *unequal =
                  "attention b=3 h=4/2 l=5x40 d=8 causal offset=lengths cache=paged:16 "
@@ -688,7 +816,6 @@ TEST_F(Library, WhatIsPromisedIsAskedBitForBit) {
   EXPECT_EQ(three.status, 1) << three.output;
   EXPECT_THAT(three.output, HasSubstr("fail: relation variants violated: variant 2: O is outside"));
   unsetenv("ASSAY_PARTIAL_VARIANTS");
-  unsetenv("ASSAY_PARTIAL");
 }
 
 // Rows behind the last of a block have Q = 0 and dO = 0, and weights of e^(0 - LSE), which are
@@ -881,6 +1008,7 @@ TEST_F(Library, WhatIsNoKernelLibraryIsRefused) {
            {built("has_another_version"), "its table has version = 99; between 1 and 2 are known"},
            {built("has_another_size"), "its table has struct_size = 8, which is not a "},
            {built("has_no_function"), "its table has no function"},
+           {built("crashes", "-DNO_D_SINK=2"), "its table has no_d_sink = 2, neither 0 nor 1"},
            {"/nowhere/libnone.so", "cannot be loaded"},
            {ASSAY_SOURCE_DIR "/README.md", "cannot be loaded"}}) {
     const Ran r = check(library);
@@ -899,6 +1027,39 @@ TEST_F(Library, OurKernelsPassAsALibrary) {
     const Ran r = check(ASSAY_KERNEL_LIBRARY, rest);
     EXPECT_EQ(r.status, 0) << r.output;
     EXPECT_THAT(r.output, HasSubstr(" 0 failed"));
+  }
+}
+
+// The same cases, in the process and as a library: as many pass. The library declines what it says,
+// caches whose layout only their owner knows.
+TEST_F(Library, OurKernelsLoseNothingAsALibrary) {
+  const auto counted = [](const std::string& output, const std::string& what) {
+    const std::string sentence = output.substr(output.rfind(" cases: "));
+    const std::size_t end = sentence.find(' ' + what);
+    if (end == std::string::npos) return 0;
+    return std::stoi(sentence.substr(sentence.rfind(' ', end - 1)));
+  };
+  for (const auto& [suite, one_of, always] : {std::tuple{"smoke", 8, ""},
+                                              {"backward", 90, " dlse="},
+                                              {"decode", 60, ""},
+                                              {"products", 60, ""},
+                                              {"caches", 40, ""}}) {
+    std::istringstream listed(run(std::string("check --list --suite ") + suite).output);
+    std::ofstream chosen(folder_ / "cases");
+    int k = 0, cases = 0;
+    for (std::string line; std::getline(listed, line); ++k)
+      if (k % one_of == 0 || (*always && line.find(always) != std::string::npos))
+        chosen << line << "\n", ++cases;
+    chosen.close();
+    const std::string rest = "--max-unsupported 100 --cases " + (folder_ / "cases").string();
+    const Ran own = run("check --no-shrink " + rest), library = check(ASSAY_KERNEL_LIBRARY, rest);
+    EXPECT_EQ(own.status, 0) << suite << own.output;
+    EXPECT_EQ(library.status, 0) << suite << library.output;
+    EXPECT_GT(cases, 5) << suite;
+    const int declined = counted(library.output, "unsupported");
+    EXPECT_EQ(counted(own.output, "passed"), counted(library.output, "passed") + declined)
+        << suite << library.output;
+    EXPECT_LE(declined, suite == std::string("caches") ? cases / 2 : 0) << library.output;
   }
 }
 
@@ -925,6 +1086,16 @@ TEST_F(Library, ANewProjectBuildsAndPasses) {
                 testing::ContainsRegex("[1-9][0-9]* of [1-9][0-9]* cases of the whole suite need "
                                        "features that the candidate does not have: .*another dtype "
                                        "than fp32 \\([1-9]"));
+  }
+  // Beside it there are kernels of the other kinds, whose suites are another test's.
+  for (const auto& [kernel, line] :
+       {std::pair{"gradients", "backward b=1 h=2 l=5 d=4"},
+        {"paged", "attention b=1 h=2 l=3x9 d=4 offset=end cache=paged:4"},
+        {"product", "product m=3 n=5 k=40 w=mxfp4"}}) {
+    const Ran r =
+        check(project + "/build/lib" + kernel + ".so", std::string("--case '") + line + "'");
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_THAT(r.output, HasSubstr("1 case: 1 passed, 0 failed"));
   }
   // It tells its stages.
   const Ran traced = run_line(

@@ -474,6 +474,9 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
 #ifdef TELLS
   table.probes = 1;
 #endif
+#ifdef NO_D_SINK
+  table.no_d_sink = NO_D_SINK;
+#endif
   /* What the second one keeps would change under two threads, and show there first. */
   table.not_reentrant =
       MISTAKE == says_that_it_uses_a_static_buffer || MISTAKE == keeps_values_by_address;

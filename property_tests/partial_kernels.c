@@ -28,10 +28,11 @@ enum {
   softcap = 1024,
   documents = 2048,
   scaled = 4096,
-  strided = 8192,   /* any strides; otherwise the last dimension is contiguous */
-  head_dims = 16384 /* D and Dv may differ */
+  strided = 8192,       /* any strides; otherwise the last dimension is contiguous */
+  head_dims = 16384,    /* D and Dv may differ */
+  sink_gradient = 32768 /* the backward pass of a kernel with sinks gives dSink */
 };
-enum { forward_only, with_backward, decoder, multiplier };
+enum { forward_only, with_backward, backward_only, decoder, multiplier };
 enum { any_rows, one_row, as_many_rows };
 enum { online, by_exp2, in_splits };
 
@@ -52,7 +53,7 @@ static const kind kinds[] = {
     {"d64-bf16", "plain", forward_only, -16, 64, causal, any_rows, online, 0, 0, 1,
      "maximum-from-minus-50000 saturates-values sixteen-heads"},
     {"d128-f16", "standard", forward_only, 16, 128, causal | offset | grouped, any_rows, online, 0,
-     0, 0, "scale-of-64 shifted-groups offset-14"},
+     0, 0, "scale-of-64 shifted-groups offset-14 offset-of-32-bits"},
     {"d96-f32", "plain", forward_only, 32, 96, 0, any_rows, by_exp2, 0, 0, 0,
      "drops-half-a-tile clips-scores"},
     {"no-lse-f32", "standard", forward_only, 32, 0, causal | offset | window | head_dims, any_rows,
@@ -95,7 +96,7 @@ static const kind kinds[] = {
     {"wrong-later-f32", "plain", forward_only, 32, 64, causal, any_rows, online, 0, 0, 0,
      "wrong-from-call-300 by-chance"},
     {"backward-f32", "backward", with_backward, 32, 0, head_dims, any_rows, online, 0, 0, 0,
-     "d-o-as-o phantom-rows keeps-k"},
+     "d-o-as-o phantom-rows keeps-k offset-of-32-bits"},
     {"backward-causal-bf16", "backward", with_backward, -16, 64, causal, any_rows, online, 0, 0, 0,
      "delta-forgotten row-modulo-128"},
     {"backward-softcap-f32", "backward", with_backward, 32, 0, softcap | causal | head_dims,
@@ -104,6 +105,17 @@ static const kind kinds[] = {
      any_rows, online, 0, 0, 0, "shifted-groups d-o-as-o"},
     {"backward-d128-f32", "backward", with_backward, 32, 128, causal | offset, any_rows, online, 0,
      0, 0, "scale-of-64 offset-14"},
+    {"backward-sink-f32", "backward", with_backward, 32, 0,
+     sinks | sink_gradient | causal | grouped | head_dims, any_rows, online, 0, 0, 0,
+     "d-sink-of-the-last-batch d-sink-of-kv-heads lse-without-sink"},
+    {"backward-no-d-sink-bf16", "backward", with_backward, -16, 64, sinks | causal | grouped,
+     any_rows, online, 0, 0, 0, "lse-without-sink shifted-groups"},
+    {"gradients-f32", "backward", backward_only, 32, 0, causal | offset | grouped | head_dims,
+     any_rows, online, 0, 0, 0, "d-o-as-o shifted-groups phantom-rows offset-14 offset-of-32-bits"},
+    {"gradients-sink-f32", "backward", backward_only, 32, 64, sinks | causal | grouped, any_rows,
+     online, 0, 0, 0, "lse-without-sink delta-forgotten"},
+    {"backward-no-lse-f32", "backward", with_backward, 32, 0, softcap | causal | head_dims,
+     any_rows, online, 1, 0, 0, "no-slope row-modulo-128"},
     {"paged-bf16", "caches", decoder, -16, 128, grouped | offset, one_row, in_splits, 0, 0, 0,
      "page-border shifted-groups"},
     {"paged-f32", "caches", decoder, 32, 0, grouped | offset | causal | head_dims, any_rows, online,
@@ -133,6 +145,7 @@ int main(void) {
 
 #define FAULTS(X)                                         \
   X(ignores_strides, "ignores-strides")                   \
+  X(offset_of_32_bits, "offset-of-32-bits")               \
   X(page_border, "page-border")                           \
   X(shifted_groups, "shifted-groups")                     \
   X(row_modulo_128, "row-modulo-128")                     \
@@ -162,6 +175,9 @@ int main(void) {
   X(d_o_as_o, "d-o-as-o")                                 \
   X(delta_forgotten, "delta-forgotten")                   \
   X(phantom_rows, "phantom-rows")                         \
+  X(lse_without_sink, "lse-without-sink")                 \
+  X(d_sink_of_the_last_batch, "d-sink-of-the-last-batch") \
+  X(d_sink_of_kv_heads, "d-sink-of-kv-heads")             \
   X(scale_by_shift, "scale-by-shift")                     \
   X(group_of_the_row, "group-of-the-row")                 \
   X(one_row_one_group, "one-row-one-group")               \
@@ -192,6 +208,9 @@ static int has(int what) { return (now->has & what) != 0; }
 static int64_t at(const assay_tensor* t, int64_t b, int64_t h, int64_t i, int64_t d) {
   if (is(ignores_strides))
     return ((b * t->shape[1] + h) * t->shape[2] + i) * t->shape[3] + d + t->offset;
+  if (is(offset_of_32_bits))
+    return t->offset +
+           (int32_t)(b * t->strides[0] + h * t->strides[1] + i * t->strides[2] + d * t->strides[3]);
   return t->offset + b * t->strides[0] + h * t->strides[1] + i * t->strides[2] + d * t->strides[3];
 }
 
@@ -598,9 +617,9 @@ static assay_status decode(const assay_attention* p, const assay_pages* pages,
 
 /* ---- Gradients ------------------------------------------------------------------------------- */
 
-/* dQ of one row in fp32, and fp32 sums of dK and dV over all rows. */
+/* dQ of one row in fp32, fp32 sums of dK and dV over all rows, and of dSink of each head. */
 typedef struct sums {
-  float *q, *k, *v;
+  float *q, *k, *v, *sink;
 } sums;
 
 static void add_row(keys_of* x, const assay_tensor* o, const assay_tensor* lse,
@@ -609,7 +628,7 @@ static void add_row(keys_of* x, const assay_tensor* o, const assay_tensor* lse,
   const assay_attention* p = x->p;
   const int64_t g = group_of(p, h), dim = p->q->shape[3], columns = p->v->shape[3],
                 rows = p->q->shape[2], keys = p->k->shape[2];
-  const float l = load(lse, at(lse, b, h, i < rows ? i : rows - 1, 0));
+  float l = load(lse, at(lse, b, h, i < rows ? i : rows - 1, 0));
   assay_tensor as = *d_o;
   float delta = 0;
   int64_t begin, end, j, c;
@@ -624,6 +643,9 @@ static void add_row(keys_of* x, const assay_tensor* o, const assay_tensor* lse,
     delta += y[c] * load(o, at(o, b, h, i, c));
   }
   if (is(delta_forgotten) && i % 64 == 63) delta = 0;
+  if (p->sink_count && i < rows)
+    to->sink[is(d_sink_of_kv_heads) ? g : h] -= expf(p->sink[h] - l) * delta;
+  if (p->sink_count && is(lse_without_sink)) l += log1pf(-expf(p->sink[h] - l));
   for (j = begin; j < end; ++j) {
     const float* k = x->k + j * dim;
     float *dk = to->k + (g * keys + j) * dim, *dv = to->v + (g * keys + j) * columns;
@@ -651,17 +673,18 @@ static assay_status backward(const assay_attention* p, const assay_tensor* o,
   remembered as_before;
   keys_of x = {remember(p, &as_before), NULL, NULL, NULL, NULL, 0, 0};
   const int64_t kv_heads = p->k->shape[1], keys = p->k->shape[2], dim = p->q->shape[3],
-                columns = p->v->shape[3], rows = p->q->shape[2];
+                columns = p->v->shape[3], rows = p->q->shape[2], heads = p->q->shape[1];
   const size_t of_k = (size_t)(kv_heads * keys * dim), of_v = (size_t)(kv_heads * keys * columns);
-  float* all = (float*)malloc((of_k + of_v + (size_t)(dim + columns)) * sizeof(float));
-  const sums s = {all, all + dim, all + dim + of_k};
-  float* y = all + dim + of_k + of_v;
+  float* all = (float*)calloc(of_k + of_v + (size_t)(dim + columns + heads), sizeof(float));
+  float *y = all + dim + of_k + of_v, *d_sink = y + columns;
+  const sums s = {all, all + dim, all + dim + of_k, d_sink};
   int64_t b, h, i, n, d;
   (void)run;
   if (!all || !allocate(&x)) return ASSAY_MEMORY_ALLOCATION_FAILED;
   for (b = 0; b < p->q->shape[0]; ++b) {
     const int64_t more = is(phantom_rows) ? (rows + 63) / 64 * 64 : rows;
     memset(s.k, 0, (of_k + of_v) * sizeof(float));
+    if (is(d_sink_of_the_last_batch)) memset(d_sink, 0, (size_t)heads * sizeof(float));
     for (h = 0; h < p->q->shape[1]; ++h)
       for (n = 0; n < more; ++n) {
         i = adds_backwards(&x, b) ? more - 1 - n : n;
@@ -672,6 +695,8 @@ static assay_status backward(const assay_attention* p, const assay_tensor* o,
     copy(s.k, to->dk, b);
     copy(s.v, to->dv, b);
   }
+  for (h = 0; to->d_sink && h < heads; ++h)
+    store(to->d_sink, at(to->d_sink, 0, h, 0, 0), d_sink[h]);
   free(all);
   free(x.q);
   return ASSAY_SUCCESS;
@@ -781,7 +806,8 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   table.supports = supports;
   table.supports_product = supports_product;
   if (now->operation <= with_backward) table.forward = forward;
-  if (now->operation == with_backward) table.backward = backward;
+  if (now->operation == with_backward || now->operation == backward_only) table.backward = backward;
+  table.no_d_sink = !has(sink_gradient);
   if (now->operation == decoder) table.decode = decode;
   if (now->operation == multiplier) table.product = product;
   return &table;

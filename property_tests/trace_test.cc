@@ -54,6 +54,45 @@ TEST(Trace, TheKernelStaysInsideEveryEnclosure) {
   }
 }
 
+// The backward pass of the host, or one with a fault, without its forward pass.
+class GradientsAlone : public Candidate {
+ public:
+  explicit GradientsAlone(const std::string& of) : whole_(make_candidate(of)) {}
+  std::string name() const override { return "gradients alone"; }
+  Abilities abilities() const override {
+    return {.forward = false,
+            .backward = true,
+            .gradients_alone = true,
+            .d_sink = false,
+            .stages = true};
+  }
+  std::string unsupported(const Call& call) const override { return whole_->unsupported(call); }
+  std::optional<Arithmetic> arithmetic(const Call& call,
+                                       const kernels::Execution& how) const override {
+    return whole_->arithmetic(call, how);
+  }
+  kernels::Status run(const Request& r) override {
+    EXPECT_TRUE(std::holds_alternative<BackwardCall>(r.call));
+    return whole_->run(r);
+  }
+
+ private:
+  std::unique_ptr<Candidate> whole_;
+};
+
+TEST(Trace, GradientsAloneAreFollowedFromOurOAndLse) {
+  const Case c = parse_case("backward b=1 h=2 l=37x53 d=16 causal sink=0.5");
+  GradientsAlone right("host"), wrong("fault:delta-omitted");
+  const Trace t = trace_case(c, right);
+  EXPECT_FALSE(t.first) << describe(t, c);
+  EXPECT_EQ(t.verdict.outcome, Outcome::pass) << t.verdict.reason;
+  EXPECT_FALSE(t.verdict.outputs.contains(Output::d_sink));
+  EXPECT_GT(t.stages[static_cast<std::size_t>(Stage::score_gradients)].compared, 0);
+  const Trace w = trace_case(c, wrong);
+  ASSERT_TRUE(w.first) << describe(w, c);
+  EXPECT_EQ(name_of(w.first->stage), "delta");
+}
+
 struct Located {
   const char *fault, *line;
   Stage stage;

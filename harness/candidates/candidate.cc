@@ -14,6 +14,7 @@
 #include "kernels/dispatch/dispatch.h"
 #include "kernels/simd/targets.h"
 #include "kernels/attention/unfused.h"
+#include "oracle/visibility.h"
 
 namespace assay {
 namespace {
@@ -125,6 +126,24 @@ class Host : public Candidate {
 
  private:
   bool declares_;
+};
+
+// The host's kernel where another candidate has gradients alone. What is meant where nobody agreed
+// is the host's, except for the diagonal.
+class ForwardOfHost : public Host {
+ public:
+  explicit ForwardOfHost(const Conventions& others) : Host(true) {
+    meant_.declare(Convention::anchor, others.index(Convention::anchor));
+  }
+  Conventions conventions() const override { return meant_; }
+  Status run(const Request& r) override {
+    const auto& c = std::get<ForwardCall>(r.call);
+    const Attention problem = anchored<Attention>(c.problem, meant_);
+    return Host::run({ForwardCall{problem, c.out}, r.how, r.observer});
+  }
+
+ private:
+  Conventions meant_ = Conventions::ours();
 };
 
 class Unfused : public Candidate {
@@ -337,8 +356,9 @@ std::string lacking_ability(const Candidate& candidate, const Case& c) {
   if (c.operation == Operation::product)
     return can.product || can.quantizer || can.dequantizer ? "" : no_product;
   if (c.cache) return can.cache || can.append ? "" : no_cache;
-  if (!can.forward) return no_forward;
-  return c.operation == Operation::backward && !can.backward ? no_backward : "";
+  const bool backward = c.operation == Operation::backward;
+  if (!can.forward && !(backward && can.gradients_alone)) return no_forward;
+  return backward && !can.backward ? no_backward : "";
 }
 
 Features drawn_features(const Candidate& candidate) {
@@ -356,6 +376,11 @@ Features drawn_features(const Candidate& candidate) {
 std::string why_unsupported(const Candidate& candidate, const Call& call) {
   const std::string lacking = lacking_ability(candidate, call);
   return lacking.empty() ? candidate.unsupported(call) : lacking;
+}
+
+std::unique_ptr<Candidate> forward_by_host(const Candidate& candidate, const Case& c) {
+  if (!candidate.abilities().gradients_alone) return nullptr;
+  return std::make_unique<ForwardOfHost>(c.conventions.over(candidate.conventions()));
 }
 
 kernels::Execution execution_of(const Case& c) {

@@ -45,7 +45,8 @@ struct CachedCall {
   AttentionOutput out;
   PagesFrom pages = PagesFrom::encoder;
 };
-// Computes the gradients from the O and LSE that the candidate's own forward call wrote.
+// Computes the gradients from O and LSE, which the candidate's own forward call wrote, or the
+// host's (forward_by_host).
 struct BackwardCall {
   const Attention& problem;
   AttentionBackwardInput in;
@@ -98,6 +99,10 @@ struct Abilities {
        dequantizer = false, append = false;
   // If false, forward and cached calls do not write LSE, and LSE is not judged.
   bool lse = true;
+  // Its backward pass begins with O and LSE of the host's kernel, because it has no forward pass,
+  // or one that gives no LSE.
+  bool gradients_alone = false;
+  bool d_sink = true;   // if false, backward calls do not write dSink, and dSink is not judged
   bool stages = false;  // it tells its stages to an observer
   // If true, the bits of a row do not depend on what else is in the call: other rows, chunks or one
   // call, pages or no cache.
@@ -177,6 +182,11 @@ Features drawn_features(const Candidate& candidate);
 // Why the candidate does not do this call, by abilities() or by unsupported(); empty if it does the
 // call.
 std::string why_unsupported(const Candidate& candidate, const Call& call);
+
+// The host's kernel, for the O and LSE from which the candidate's gradients of this case are
+// computed. Its diagonals lie where those of the candidate do. Null if the candidate computes O and
+// LSE itself.
+std::unique_ptr<Candidate> forward_by_host(const Candidate& candidate, const Case& c);
 
 // The dtype of what a call writes.
 Dtype out_dtype(const Call& call);

@@ -319,6 +319,7 @@ void KernelProcess::start() {
             .probes = response.probes != 0,
             .reentrant = response.not_reentrant == 0,
             .d_lse = response.d_lse != 0,
+            .d_sink = response.no_d_sink == 0,
             .variants = std::max(1, response.variant_count),
             .variants_differ = response.variants_differ != 0,
             .promises = response.invariant_to,

@@ -101,6 +101,8 @@ std::optional<assay_kernel> load_kernel(const std::string& library, std::string&
     why = fmt::format("its table has not_reentrant = {}, neither 0 nor 1", kernel.not_reentrant);
   else if (kernel.d_lse != 0 && kernel.d_lse != 1)
     why = fmt::format("its table has d_lse = {}, neither 0 nor 1", kernel.d_lse);
+  else if (kernel.no_d_sink != 0 && kernel.no_d_sink != 1)
+    why = fmt::format("its table has no_d_sink = {}, neither 0 nor 1", kernel.no_d_sink);
   else if (kernel.variant_count < 0 || kernel.variant_count > most_variants)
     why = fmt::format("its table has variant_count = {}, outside [0, {}]", kernel.variant_count,
                       most_variants);
@@ -191,6 +193,7 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   response.variants_differ =
       kernel.supports_variant != nullptr || kernel.supports_product_variant != nullptr;
   response.d_lse = kernel.d_lse;
+  response.no_d_sink = kernel.no_d_sink;
   response.invariant_to = kernel.invariant_to;
   if (kernel.conventions) read_conventions(*kernel.conventions, response.conventions);
 }

@@ -81,6 +81,8 @@ class Library : public Candidate {
             .dequantizer = facts.dequantize,
             .append = facts.append,
             .lse = facts.lse,
+            .gradients_alone = gradients_alone(),
+            .d_sink = facts.d_sink,
             .stages = facts.probes,
             .promises_bits = false,
             .promises = facts.promises,
@@ -209,7 +211,7 @@ class Library : public Candidate {
     if (c.cache) return declined_cached(c, p);
     if (c.operation == Operation::backward)
       if (std::string why = unsupported_backward(p, c.out_dtype(), c.lse_gradient.has_value());
-          !why.empty())
+          !why.empty() || gradients_alone())
         return why;
     return ask(ASSAY_FORWARD, p, c.out_dtype());
   }
@@ -224,6 +226,10 @@ class Library : public Candidate {
 
   // Whether the library answers for the pages of decode.
   bool asks_for_pages() const { return process_.facts().cache || process_.facts().variants_differ; }
+  bool gradients_alone() const {
+    const LibraryFacts& facts = process_.facts();
+    return facts.backward && !(facts.forward && facts.lse);
+  }
 
   // Every call has a number of rows and of keys of its own.
   std::string unsupported_cached(const Case& c, const Attention& problem) const {
@@ -258,7 +264,6 @@ class Library : public Candidate {
     return unsupported_append(problem.k, problem.v, page_shapes(c));
   }
   std::string unsupported_backward(const Attention& p, Dtype out, bool d_lse) const {
-    if (!process_.facts().lse) return "no LSE in the library, which its backward pass would read";
     if (d_lse && !process_.facts().d_lse) return "the library takes no gradient of LSE";
     return ask(ASSAY_BACKWARD, p, out);
   }

@@ -48,14 +48,15 @@ std::string unsupported_problem(const Attention& p, const Features& has) {
 }  // namespace
 
 NamedCandidate::NamedCandidate(Facts facts, Answer answer)
-    : facts_(std::move(facts)), answer_(std::move(answer)), host_(make_candidate("host")) {}
+    : facts_(std::move(facts)), answer_(std::move(answer)) {}
 
 Abilities NamedCandidate::abilities() const {
   return {.forward = true,
           .cache = true,
           .backward = true,
           .product = true,
-          .lse = facts_.lse || host_goes_forward(),
+          .lse = facts_.lse,
+          .gradients_alone = !facts_.features.has("attention"),
           .promises_bits = false,
           .own_process = facts_.own_process,
           .pages = true};
@@ -80,9 +81,7 @@ std::string NamedCandidate::unsupported(const Call& call) const {
 }
 
 std::optional<Arithmetic> NamedCandidate::arithmetic(const Call& call,
-                                                     const kernels::Execution& how) const {
-  if (host_goes_forward() && std::holds_alternative<ForwardCall>(call))
-    return host_->arithmetic(call, how);
+                                                     const kernels::Execution&) const {
   const auto declared = [&](Dtype dtype) -> std::optional<Arithmetic> {
     const auto found = facts_.contracts.find(dtype);
     if (found == facts_.contracts.end()) return std::nullopt;
@@ -96,8 +95,6 @@ std::optional<Arithmetic> NamedCandidate::arithmetic(const Call& call,
 }
 
 kernels::Status NamedCandidate::run(const Request& request) {
-  if (host_goes_forward() && std::holds_alternative<ForwardCall>(request.call))
-    return host_->run(request);
   for (const NamedCall& call : named_calls(request.call)) answer_(call);
   return {};
 }

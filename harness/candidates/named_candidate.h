@@ -39,11 +39,8 @@ class NamedCandidate : public Candidate {
   kernels::Status run(const Request& request) override;
 
  private:
-  bool host_goes_forward() const { return !facts_.features.has("attention"); }
-
   Facts facts_;
   Answer answer_;
-  std::unique_ptr<Candidate> host_;
 };
 
 }  // namespace assay

@@ -47,6 +47,15 @@ void add_common_extents(std::vector<Factor>& factors, const Features& has) {
   add_levels(factors, "lengths", {"l=96", "l=77"});
 }
 
+// A candidate that does little does none of the cases whose offsets exceed 32 bits, unless one is
+// made for it.
+void add_distant(std::vector<Case>& cases, const SuiteSeed& seed, const char* operation) {
+  if (seed.has.has_all()) return;
+  add_first(cases, seed,
+            {fmt::format("{} b=1 h=2 l=9x33 d=64 layout=distant", operation),
+             fmt::format("{} b=1 h=1 l=33 d=64 layout=distant", operation)});
+}
+
 std::vector<Factor> forward_factors() {
   return {
       {"heads", {"b=1 h=1", "b=2 h=6/2", "b=3 h=5", "b=2 h=3/1"}, true},
@@ -187,6 +196,7 @@ Suite standard(const SuiteSeed& seed) {
     c.seed = seed + 7000 + k++;
     suite.cases.push_back(std::move(c));
   }
+  add_distant(suite.cases, seed, "attention");
   return suite;
 }
 
@@ -250,6 +260,7 @@ Suite backward(const SuiteSeed& seed) {
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   }
+  add_distant(suite.cases, seed, "backward");
   add_diagonals_of_gradients(suite.cases, seed);
   return suite;
 }

@@ -41,7 +41,7 @@ namespace {
 using AskedBackward = Asked<BackwardStep>;
 
 BackwardStep with_inputs(const BackwardStep& step, const Inputs& in) {
-  return {step.c, in, step.forward, step.conventions};
+  return {step.c, in, step.forward, step.conventions, step.with_d_sink};
 }
 
 void negate_gradients(const GradientOutputs& out) {

@@ -418,25 +418,33 @@ void run_attention(const CaseRun& run) {
   keep_weights(run, step, outputs);
 }
 
-// The gradients are computed from the candidate's own O and LSE, which are judged first.
+// The gradients are computed from the candidate's own O and LSE, or from those of the host. They
+// are judged first.
 void run_backward(const CaseRun& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
+  const std::unique_ptr<Candidate> host = forward_by_host(run.candidate, run.c);
+  std::optional<CaseRun> of_host;
+  if (host)
+    of_host.emplace(CaseRun{run.c, *host, run.options, run.how, run.result, host->conventions()});
+  const CaseRun& first = of_host ? *of_host : run;
   const Inputs inputs(run.c, run.options.around);
-  const ForwardStep forward{run.c, inputs, run.candidate.abilities().lse, run.conventions()};
+  const ForwardStep forward{run.c, inputs, first.candidate.abilities().lse, first.conventions()};
   const Outputs outputs = forward.outputs();
-  BackwardStep backward{run.c, inputs, outputs, run.conventions()};
+  BackwardStep backward{run.c, inputs, outputs, run.conventions(),
+                        run.candidate.abilities().d_sink};
   const GradientOutputs gradients = backward.outputs();
   run.result.seconds.generate = seconds_since(start);
-  if (!run.supported({backward.call(gradients), forward.call(outputs)})) return;
+  if (!run.supported({backward.call(gradients)}) || !first.supported({forward.call(outputs)}))
+    return;
   std::optional<Painter> painter;
   if (run.options.pictures) painter.emplace(inputs.problem);
-  const auto judging = [&] { return run.judging(address_of(painter)); };
   const auto take = [&](Verdict v) { run.result.verdict = std::move(v); };
   const auto add = [&](const Verdict& v) { add_gradients(run.result.verdict, v); };
-  if (judge_step(run, forward, outputs, judging(), take)) {
+  if (judge_step(first, forward, outputs, first.judging(address_of(painter)), take)) {
     backward.conventions = run.conventions();
-    const bool goes_on = judge_step(run, backward, gradients, judging(), add);
+    const bool goes_on =
+        judge_step(run, backward, gradients, run.judging(address_of(painter)), add);
     backward.conventions = run.conventions();
     if (goes_on) ask_relations(run, backward, gradients);
   }

@@ -78,7 +78,7 @@ Outputs::Outputs(const Case& c, bool with_lse, Surroundings around) {
   lse = Tensor(Dtype::f32, lse_shape, make_layout(kind, lse_shape, 1), around);
 }
 
-GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs) {
+GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs, bool with_d_sink) {
   const AttentionShape& s = c.shape;
   const Surroundings around = inputs.around;
   const auto make = [&](LayoutKind kind, const Extents& shape) {
@@ -95,7 +95,7 @@ GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs) {
     const Layout layout{bias.stride, 0, bits / format(bias.dtype).bits};
     d_bias = Tensor(Dtype::f32, bias.shape, layout, around);
   }
-  if (c.sink)
+  if (c.sink && with_d_sink)
     d_sink = Tensor(Dtype::f32, {1, s.query_heads, 1, 1}, {{0, 1, 0, 0}, 0, s.query_heads}, around);
 }
 

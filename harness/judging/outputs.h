@@ -26,10 +26,10 @@ struct Outputs {
 };
 
 // dQ, dK and dV have the layouts of Q, K and V (BHSD where those share storage) and the dtype of O.
-// dBias has the broadcast axes of the bias. The same surroundings as those of the inputs surround
-// the gradients.
+// dBias has the broadcast axes of the bias. With `with_d_sink` false there is no dSink. The same
+// surroundings as those of the inputs surround the gradients.
 struct GradientOutputs {
-  GradientOutputs(const Case& c, const Inputs& inputs);
+  GradientOutputs(const Case& c, const Inputs& inputs, bool with_d_sink = true);
   Tensor dq, dk, dv, d_bias, d_sink;
   AttentionGradients view() const {
     return {dq.view(), dk.view(), dv.view(), d_bias.view(), d_sink.view()};

@@ -115,10 +115,11 @@ Changed<BackwardStep>::Changed(const Asked<BackwardStep>& like)
     : c(with_other_contents(like.step.c, like.candidate)),
       in(c, like.step.in.around),
       forward(c, true, in.around),
-      step{c, in, forward, like.step.conventions} {
+      step{c, in, forward, like.step.conventions, like.step.with_d_sink} {
   halve_slopes(in);
   const ForwardStep first{c, in, true, like.step.conventions};
-  wrong = run_guarded(first, like.candidate, forward, Poison::nan, execution_of(c));
+  const std::unique_ptr<Candidate> host = forward_by_host(like.candidate, c);
+  wrong = run_guarded(first, host ? *host : like.candidate, forward, Poison::nan, execution_of(c));
 }
 
 Changed<ProductStep>::Changed(const Asked<ProductStep>& like)

@@ -46,7 +46,7 @@ struct Changed<BackwardStep> {
   explicit Changed(const Asked<BackwardStep>& like);
   Case c;
   Inputs in;
-  Outputs forward;  // what the candidate computes
+  Outputs forward;  // what the candidate computes, or the host for it
   BackwardStep step;
   std::string wrong;
 };

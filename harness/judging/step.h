@@ -105,7 +105,8 @@ struct ForwardStep {
   std::span<const RelationOf<ForwardStep>> relations() const;
 };
 
-// Computes the gradients from the O and LSE of a forward step that was judged.
+// Computes the gradients from the O and LSE of a forward step that was judged, of the candidate or
+// of the host (forward_by_host).
 struct BackwardStep {
   using Out = GradientOutputs;
   static constexpr const char* what = "gradients";
@@ -114,8 +115,9 @@ struct BackwardStep {
   const Inputs& in;
   const Outputs& forward;
   Conventions conventions = Conventions::ours();
+  bool with_d_sink = true;
 
-  Out outputs() const { return Out(c, in); }
+  Out outputs() const { return Out(c, in, with_d_sink); }
   Call call(const Out& out) const;
   WatchedInputs watched() const;
   AttentionBackwardInput input() const {

@@ -371,20 +371,30 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   const Inputs inputs(c);
   // The host tells its stages where it multiplies floats.
   const kernels::Execution how{1, kernels::without_bf16_dots(execution_of(c).target)};
-  const ForwardStep forward{c, inputs, candidate.abilities().lse};
+  const std::unique_ptr<Candidate> host =
+      c.operation == Operation::backward ? forward_by_host(candidate, c) : nullptr;
+  Candidate& first = host ? *host : candidate;
+  const ForwardStep forward{c, inputs, first.abilities().lse};
   const Outputs outputs = forward.outputs();
-  if (const std::string why = why_unsupported(candidate, forward.call(outputs)); !why.empty())
-    throw std::invalid_argument(fmt::format("{} does not do this case: {}", candidate.name(), why));
+  const auto refuse = [&](const std::string& why) {
+    if (!why.empty())
+      throw std::invalid_argument(
+          fmt::format("{} does not do this case: {}", candidate.name(), why));
+  };
+  refuse(why_unsupported(first, forward.call(outputs)));
   std::vector<Contract> ladder = contract_ladder(c.dtype, 64);
   // Stages hold weights that are not divided.
   std::erase_if(ladder, [](const Contract& rung) { return rung.divides_first; });
-  const Contract contract =
-      declared<Contract>(candidate, forward.call(outputs), how).value_or(ladder.back());
+  const auto contract_of = [&](const Candidate& computes, const Call& call) {
+    return declared<Contract>(computes, call, how).value_or(ladder.back());
+  };
+  const Contract contract = contract_of(first, forward.call(outputs));
   for (const auto& [output, tensor] : outputs.named()) poison(*tensor, Poison::nan);
   Trace trace;
-  const auto follow = [&](const Call& call, const AttentionBackwardInput* backward) {
-    Follower follower(inputs.problem, contract, trace, backward);
-    const kernels::Status status = candidate.run({call, how, &follower});
+  const auto follow = [&](Candidate& computes, const Call& call, const Contract& by,
+                          const AttentionBackwardInput* backward) {
+    Follower follower(inputs.problem, by, trace, backward);
+    const kernels::Status status = computes.run({call, how, &follower});
     if (status.code == kernels::StatusCode::memory_allocation_failed)
       throw ShortageError(status.detail);
     if (!status.ok())
@@ -392,23 +402,25 @@ Trace trace_case(const Case& c, Candidate& candidate) {
           fmt::format("status {}: {}", static_cast<int>(status.code), status.detail));
     if (!follower.heard())
       throw CandidateError(
-          fmt::format("{} says that it tells its stages, and told none", candidate.name()));
+          fmt::format("{} says that it tells its stages, and told none", computes.name()));
     follower.finish();
   };
   JudgeOptions judging;
   judging.conventions = c.conventions.over(candidate.conventions()).over(Conventions::ours());
-  judging.without_lse = !candidate.abilities().lse;
+  judging.without_lse = !first.abilities().lse;
   judging.power = false;
-  follow(forward.call(outputs), nullptr);
+  follow(first, forward.call(outputs), contract, nullptr);
   trace.verdict = judge(inputs.problem, outputs.view(), contract, judging);
   if (c.operation == Operation::backward && !trace.first &&
       trace.verdict.outcome != Outcome::fail) {
-    const BackwardStep backward{c, inputs, outputs};
+    const BackwardStep backward{c, inputs, outputs, judging.conventions,
+                                candidate.abilities().d_sink};
     const GradientOutputs gradients = backward.outputs();
     const AttentionBackwardInput in = backward.input();
-    follow(backward.call(gradients), &in);
-    add_gradients(trace.verdict,
-                  judge_backward(inputs.problem, in, gradients.view(), contract, judging));
+    refuse(why_unsupported(candidate, backward.call(gradients)));
+    const Contract by = host ? contract_of(candidate, backward.call(gradients)) : contract;
+    follow(candidate, backward.call(gradients), by, &in);
+    add_gradients(trace.verdict, judge_backward(inputs.problem, in, gradients.view(), by, judging));
   }
   return trace;
 }

@@ -80,7 +80,7 @@ class RecordWriter {
 
 // Keeps the tensors of a case until the file is written.
 struct Recorded {
-  explicit Recorded(const Case& c) {
+  Recorded(const Case& c, const Abilities& can) {
     if (c.cache)
       throw CaseError(0, "cache: a record holds keys and values, not a cache; leave the field out");
     if (c.dtype == Dtype::f64 || c.out_dtype() == Dtype::f64)
@@ -91,10 +91,12 @@ struct Recorded {
       return;
     }
     inputs = std::make_unique<Inputs>(c);
-    outputs = std::make_unique<Outputs>(c);
-    if (c.operation == Operation::backward)
-      gradients = std::make_unique<GradientOutputs>(c, *inputs);
+    const bool backward = c.operation == Operation::backward;
+    with_lse = can.lse || (backward && can.gradients_alone);
+    outputs = std::make_unique<Outputs>(c, with_lse);
+    if (backward) gradients = std::make_unique<GradientOutputs>(c, *inputs, can.d_sink);
   }
+  bool with_lse = true;
   std::unique_ptr<Inputs> inputs;
   std::unique_ptr<Outputs> outputs;
   std::unique_ptr<GradientOutputs> gradients;
@@ -116,7 +118,8 @@ void run_step(const Step& step, Candidate& candidate, const typename Step::Out& 
 
 void run(const Case& c, Candidate& candidate, const Recorded& r) {
   if (r.product) return run_step(ProductStep{c, *r.product}, candidate, *r.product_output);
-  run_step(ForwardStep{c, *r.inputs}, candidate, *r.outputs);
+  const std::unique_ptr<Candidate> host = r.gradients ? forward_by_host(candidate, c) : nullptr;
+  run_step(ForwardStep{c, *r.inputs, r.with_lse}, host ? *host : candidate, *r.outputs);
   if (r.gradients) run_step(BackwardStep{c, *r.inputs, *r.outputs}, candidate, *r.gradients);
 }
 
@@ -155,7 +158,7 @@ std::string describe(const Recorded& r, bool with_outputs, const std::string& ke
       to.add("dlse", r.inputs->d_lse.view(), {s.batch, s.query_heads, s.rows});
     if (with_outputs) {
       to.add("o", r.outputs->o.view());
-      to.add("lse", r.outputs->lse.view(), {s.batch, s.query_heads, s.rows});
+      if (r.with_lse) to.add("lse", r.outputs->lse.view(), {s.batch, s.query_heads, s.rows});
     }
     if (with_outputs && r.gradients) {
       to.add("dq", r.gradients->dq.view());
@@ -180,7 +183,7 @@ void write_records(const std::string& path, const std::vector<Case>& cases, Cand
   std::ranges::replace_if(kernel, [](unsigned char c) { return std::isspace(c); }, '_');
   for (std::size_t k = 0; k < cases.size(); ++k) {
     try {
-      recorded.emplace_back(cases[k]);
+      recorded.emplace_back(cases[k], candidate ? candidate->abilities() : Abilities());
     } catch (const CaseError& e) {
       throw CaseError(0, fmt::format("{}\n  {}", e.what(), print_case(cases[k])));
     }

@@ -154,7 +154,7 @@ static inline void assay_attention_init(assay_attention* a) {
 /* The gradients that a backward pass writes. dQ, dK and dV have the shapes of Q, K and V, and are
  * f32, f16 or bf16 each. d_bias is f32 [B, Hq, Lq, Lk], with stride 0 where the bias broadcasts:
  * such an element receives the sum over the dimension. d_sink is f32 [1, Hq, 1, 1]. d_bias and
- * d_sink may be NULL.
+ * d_sink may be NULL. A kernel whose table has no_d_sink = 1 always gets NULL for d_sink.
  *
  * d_lse is an input, the gradient of LSE: f32 [B, Hq, Lq, 1], or NULL if the loss does not depend
  * on LSE. dS = P (dP - D + dLSE), as ring attention needs it. A kernel whose table has d_lse = 0
@@ -444,7 +444,8 @@ enum {
 typedef struct assay_kernel {
   uint32_t version, struct_size;
   const char* name;
-  /* 1: forward and decode write no LSE; their argument lse is NULL then, and LSE is not judged */
+  /* 1: forward and decode write no LSE; their argument lse is NULL then, and LSE is not judged.
+   * backward gets O and LSE of Assay's own kernel then. */
   int32_t no_lse;
   int32_t probes; /* 1: forward and backward call run->probe where it is not NULL */
 
@@ -468,7 +469,8 @@ typedef struct assay_kernel {
   assay_status (*forward)(const assay_attention* problem, const assay_tensor* o,
                           const assay_tensor* lse, const assay_run* run);
   /* Writes dQ, dK and dV, and d_bias and d_sink where they are not NULL, from dO and from O and LSE
-   * as forward stored them. */
+   * as forward stored them. If the table has no forward, or one that gives no LSE, O and LSE are
+   * those of Assay's own kernel. */
   assay_status (*backward)(const assay_attention* problem, const assay_tensor* o,
                            const assay_tensor* lse, const assay_tensor* d_o,
                            const assay_gradients* gradients, const assay_run* run);
@@ -534,7 +536,9 @@ typedef struct assay_kernel {
                          const assay_pages* pages, const assay_run* run);
   /* 1: backward takes the gradient of LSE, gradients->d_lse */
   int32_t d_lse;
-  int32_t reserved; /* 0 */
+  /* 1: backward gives no gradient of the sink; gradients->d_sink is always NULL then, and is not
+   * judged. In older headers of version 2 this is a reserved 0. */
+  int32_t no_d_sink;
 
   /* The same questions about one variant, below variant_count. Tables of version 2 from before they
    * were added end here, and have no such function.
@@ -581,7 +585,7 @@ static inline void assay_kernel_init(assay_kernel* k, const char* name) {
   k->supports_cache = NULL;
   k->supports_append = NULL;
   k->append = NULL;
-  k->d_lse = k->reserved = 0;
+  k->d_lse = k->no_d_sink = 0;
   k->supports_variant = NULL;
   k->supports_product_variant = NULL;
   k->arithmetic_variant = NULL;

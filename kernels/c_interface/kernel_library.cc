@@ -58,7 +58,9 @@ assay_status backward(const assay_attention* problem, const assay_tensor* o,
     };
     const AttentionShape& s = p.shape;
     return attention_backward(
-        p, {stored.o, stored.lse, of_shape(d_o, "d_o", s.o_extents())},
+        p,
+        {stored.o, stored.lse, of_shape(d_o, "d_o", s.o_extents()),
+         of_shape(gradients->d_lse, "d_lse", s.lse_extents())},
         {of_shape(gradients->dq, "dq", s.q_extents()), of_shape(gradients->dk, "dk", s.k_extents()),
          of_shape(gradients->dv, "dv", s.v_extents()), view_of(gradients->d_bias, "d_bias"),
          view_of(gradients->d_sink, "d_sink")},
