@@ -320,3 +320,15 @@ def test_bad_input_is_refused_by_name(small):
     refused("tensor o is", o=o[:1])
     with pytest.raises(TypeError):
         assay.assert_attention(o, **good, tolerance=1e-3)  # there is none
+
+
+def test_help_is_a_manual():
+    import pydoc
+
+    text = pydoc.render_doc(assay, renderer=pydoc.plaintext)
+    for name in assay.__all__:
+        assert name in text, name
+        value = getattr(assay, name)
+        if callable(value):
+            assert (value.__doc__ or "").strip(), f"{name} has no docstring"
+            assert value.__doc__.splitlines()[0].endswith((".", ":", ",")), name
