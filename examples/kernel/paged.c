@@ -67,11 +67,43 @@ static void attend(const assay_attention* p, const assay_pages* pages, const ass
   *row_at(lse, b, h, i) = end > 0 ? max + logf(sum) : -INFINITY;
 }
 
+/* Calls that cannot be: the suite `refusals` asks for these checks. A kernel whose callers check
+ * may do without them. */
+static int fits(const assay_tensor* t, int64_t d0, int64_t d1, int64_t d2, int64_t d3) {
+  return t && t->rank == 4 && is_fp32(t) && t->shape[0] == d0 && t->shape[1] == d1 &&
+         t->shape[2] == d2 && t->shape[3] == d3 && d0 >= 0 && d1 >= 0 && d2 >= 0 && d3 >= 0;
+}
+
+static int can_decode(const assay_attention* p, const assay_pages* pages, const assay_tensor* o,
+                      const assay_tensor* lse) {
+  int64_t batch, heads, kv_heads, rows, keys, b, j;
+  if (!p->q || !p->k || !p->v || !pages || !pages->k || !pages->v || !pages->block_table) return 0;
+  batch = p->q->shape[0], heads = p->q->shape[1], rows = p->q->shape[2];
+  kv_heads = p->k->shape[1], keys = p->k->shape[2];
+  if (kv_heads < 1 || heads % kv_heads != 0 || p->key_length_count != batch || !p->key_lengths ||
+      (p->offset_count && (p->offset_count != batch || !p->offset)) || p->scale != p->scale)
+    return 0;
+  if (pages->page_size < 1) return 0;
+  for (b = 0; b < batch; ++b) {
+    if (p->key_lengths[b] < 0 || p->key_lengths[b] > keys) return 0;
+    for (j = 0; j * pages->page_size < p->key_lengths[b]; ++j) {
+      const int64_t page = pages->block_table[b * pages->pages_per_sequence + j];
+      if (page < 0 || page >= pages->k->shape[0]) return 0;
+    }
+  }
+  return fits(p->q, batch, heads, rows, p->q->shape[3]) &&
+         fits(p->k, batch, kv_heads, keys, p->q->shape[3]) &&
+         fits(p->v, batch, kv_heads, keys, p->v->shape[3]) &&
+         fits(o, batch, heads, rows, p->v->shape[3]) && fits(lse, batch, heads, rows, 1);
+}
+
 static assay_status decode(const assay_attention* p, const assay_pages* pages,
                            const assay_tensor* o, const assay_tensor* lse, const assay_run* run) {
-  float* score = (float*)malloc((size_t)(p->k->shape[2] + 1) * sizeof(float));
+  float* score;
   int64_t b, h, i;
   (void)run;
+  if (!can_decode(p, pages, o, lse)) return ASSAY_INVALID_ARGUMENTS;
+  score = (float*)malloc((size_t)(p->k->shape[2] + 1) * sizeof(float));
   if (!score) return ASSAY_MEMORY_ALLOCATION_FAILED;
   for (b = 0; b < p->q->shape[0]; ++b)
     for (h = 0; h < p->q->shape[1]; ++h)
@@ -95,19 +127,12 @@ static assay_status supports_append(const assay_tensor* k, const assay_tensor* v
   return ASSAY_UNSUPPORTED;
 }
 
-/* Calls that cannot be: the suite `refusals` asks for these checks. A kernel whose callers check
- * may do without them. */
-static int fits(const assay_tensor* t, int64_t heads, int64_t tokens, int64_t columns) {
-  return t && t->rank == 4 && is_fp32(t) && t->shape[0] >= 0 && t->shape[1] == heads &&
-         t->shape[2] == tokens && t->shape[3] == columns && tokens >= 0;
-}
-
 static int can_append(const assay_tensor* k, const assay_tensor* v, const int64_t* slots,
                       const assay_pages* pages) {
   int64_t n;
   if (!k || !v || !slots || !pages || !pages->k || !pages->v || pages->page_size < 1) return 0;
-  if (!fits(k, pages->k->shape[1], k->shape[2], pages->k->shape[3]) ||
-      !fits(v, pages->v->shape[1], k->shape[2], pages->v->shape[3]) || v->shape[0] != k->shape[0])
+  if (!fits(k, k->shape[0], pages->k->shape[1], k->shape[2], pages->k->shape[3]) ||
+      !fits(v, k->shape[0], pages->v->shape[1], k->shape[2], pages->v->shape[3]))
     return 0;
   for (n = 0; n < k->shape[0] * k->shape[2]; ++n)
     if (slots[n] < -1 || slots[n] >= pages->k->shape[0] * pages->page_size) return 0;
