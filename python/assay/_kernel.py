@@ -304,7 +304,9 @@ class Kernel:
 
         `judging` judges a case line in another way than here, as in a process of its own.
         """
-        judge = judging or functools.partial(self._judge, power=False, **options)
+
+        def judge(line: str) -> Dict[str, Any]:
+            return judging(line) if judging else self._judge(line, power=False, **options)
 
         def fails(_: Any, line: bytes) -> int:
             try:
