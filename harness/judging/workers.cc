@@ -76,18 +76,25 @@ CrashPage* map_crash_page(int descriptor) {
 class SharedCrashPage {
  public:
   SharedCrashPage() : memory_(memfd_create("assay-crash", MFD_CLOEXEC)) {
-    if (memory_.number() < 0 || ftruncate(memory_.number(), sizeof(CrashPage)) != 0)
-      fail("memory that is shared with a worker");
-    page_ = map_crash_page(memory_.number());
-    if (!page_) fail("memory that is shared with a worker");
+    if (memory_.number() >= 0 && ftruncate(memory_.number(), sizeof(CrashPage)) == 0)
+      page_ = map_crash_page(memory_.number());
+    if (page_) return;
+    // Where files may not grow, this memory may not either. A crash is told without its place then:
+    // the worker cannot map this device.
+    memory_ = Descriptor(open("/dev/null", O_RDWR | O_CLOEXEC));
+    if (memory_.number() < 0) fail("a descriptor for a worker");
   }
   SharedCrashPage(const SharedCrashPage&) = delete;
   SharedCrashPage& operator=(const SharedCrashPage&) = delete;
-  ~SharedCrashPage() { munmap(page_, sizeof(CrashPage)); }
+  ~SharedCrashPage() {
+    if (page_) munmap(page_, sizeof(CrashPage));
+  }
 
   int descriptor() const { return memory_.number(); }
   // Where the worker crashed; empty if it did not.
-  std::string where() const { return where_it_crashed(page_->note, touched_bytes(*page_)); }
+  std::string where() const {
+    return page_ ? where_it_crashed(page_->note, touched_bytes(*page_)) : std::string();
+  }
 
  private:
   Descriptor memory_;
