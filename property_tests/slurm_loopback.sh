@@ -60,9 +60,12 @@ NodeName=assay2 NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=2
 PartitionName=all Nodes=ALL Default=YES State=UP
 CONF
   # Jobs are limited by nothing here, and a machine may have no control groups. Before 24.05 slurmd
-  # knows no such word, and starts without them.
+  # does not start without them.
   if [ "$(printf '%s\n' 24.05 "$(slurmd -V | grep -o '[0-9][0-9.]*')" | sort -V | head -n 1)" = 24.05 ]; then
     echo CgroupPlugin=disabled >"$folder/cgroup.conf"
+  elif ! grep -q cgroup /proc/mounts; then
+    echo "no control groups are mounted, and this slurmd does not start without them"
+    exit 77
   fi
   mkdir -p "$folder"/spool.assay{1,2}
   export SLURM_CONF=$folder/slurm.conf
