@@ -10,9 +10,6 @@ what jax does by itself, and `xla` asks for all bits.
 import assay
 import jax
 
-# A process that judges several frameworks shares the device's memory.
-jax.config.update("jax_platforms", "cuda,cpu")
-
 
 def _limits(implementation):
     """What supports() says of a case."""

@@ -1,10 +1,14 @@
 """Kernels of jax and of cupy: on a GPU where there is one, jax on the host as well."""
 
+import importlib.util
 import os
 
 import pytest
 
 import assay
+
+if not any(importlib.util.find_spec(name) for name in ("jax", "cupy")):
+    pytest.skip("there is neither jax nor cupy", allow_module_level=True)
 
 LINE = "attention b=2 h=4/2 l=9x17 d=16 dtype=f32 causal"
 EXAMPLE = os.path.join(os.path.dirname(__file__), "..", "..", "examples", "jax")
