@@ -557,6 +557,35 @@ TEST(Judge, RecordFilesAreJudged) {
   expect_refused(ask(assay_judge_file, nullptr, nullptr), "path is NULL");
 }
 
+// Results go in as they were answered; what is none names the field that is wrong.
+TEST(Judge, FailuresAreToldTogether) {
+  json results = json::array();
+  for (int n = 3; n < 17; ++n)
+    for (const bool causal : {false, true}) {
+      const std::string line = "attention b=1 h=1 l=" + std::to_string(n) + "x9 d=4 dtype=f32" +
+                               (causal ? " causal" : "");
+      results.push_back({{"case", line},
+                         {"candidate", "c"},
+                         {"reproduce", "r"},
+                         {"outcome", causal ? "fail" : "pass"},
+                         {"reason", causal ? "the function raised 7" : "fine"}});
+    }
+  const json told = must(assay_judge_summary, results.dump().c_str());
+  EXPECT_EQ(told["shared"]["sentence"],
+            "all 14 failing cases have causal; none of 14 passing ones has it");
+  ASSERT_EQ(told["causes"].size(), 1u);
+  EXPECT_EQ(told["causes"][0]["cases"], 14);
+  EXPECT_EQ(must(assay_judge_summary, "[]")["causes"].size(), 0u);
+  expect_refused(ask(assay_judge_summary, nullptr), "results is NULL");
+  for (const char* text : {"", "{}", "[", "7"})
+    expect_refused(ask(assay_judge_summary, text), "results is no JSON array");
+  results[0]["colour"] = "red";
+  expect_refused(ask(assay_judge_summary, results.dump().c_str()), "colour");
+  results[0].erase("colour");
+  results[0].erase("reason");
+  expect_refused(ask(assay_judge_summary, results.dump().c_str()), "reason");
+}
+
 TEST(Judge, EveryNullIsRefused) {
   assay_case* opened = nullptr;
   const assay_named_tensor* tensors = nullptr;

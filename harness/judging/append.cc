@@ -233,12 +233,7 @@ BitsOperation appending(Surroundings around) {
   const auto judge = [around](const Case& c, Candidate& candidate) {
     return judge_append(c, candidate, Inputs(c, around));
   };
-  const auto one_call = [around](const Case& c, Candidate& candidate) {
-    std::unique_ptr<KnownCall> call = std::make_unique<Appending>(c, around);
-    if (!why_unsupported(candidate, call->call()).empty()) call.reset();
-    return call;
-  };
-  return {"append", judge, one_call};
+  return {"append", judge, known_call<Appending>(around)};
 }
 
 JudgedBits judge_append(const Case& c, Candidate& candidate, const Inputs& in) {

@@ -57,6 +57,16 @@ struct BitsOperation {
   std::function<std::unique_ptr<KnownCall>(const Case&, Candidate&)> one_call;
 };
 
+// Makes a Known(c, around) for a case; null if the candidate does not do its call.
+template <class Known>
+auto known_call(Surroundings around) {
+  return [around](const Case& c, Candidate& candidate) {
+    std::unique_ptr<KnownCall> call = std::make_unique<Known>(c, around);
+    if (!why_unsupported(candidate, call->call()).empty()) call.reset();
+    return call;
+  };
+}
+
 // What the candidate keeps from one call to the next, by relations as in state.h. Bits beside the
 // rule are wrong in any call. `begins` is called before each relation.
 Relations ask_state(const BitsOperation& of, const Case& c, Candidate& candidate,

@@ -257,12 +257,7 @@ BitsOperation dequantizing(Surroundings around) {
   const auto judge = [around](const Case& c, Candidate& candidate) {
     return judge_dequantizer(c, candidate, ProductInputs(c, around));
   };
-  const auto one_call = [around](const Case& c, Candidate& candidate) {
-    std::unique_ptr<KnownCall> call = std::make_unique<Dequantizing>(c, around);
-    if (!why_unsupported(candidate, call->call()).empty()) call.reset();
-    return call;
-  };
-  return {"dequantize", judge, one_call};
+  return {"dequantize", judge, known_call<Dequantizing>(around)};
 }
 
 }  // namespace assay
