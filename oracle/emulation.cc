@@ -230,9 +230,18 @@ void add_operands(const Contract& c, const Schedule& how, const SingleRef& a, co
     }
   } else {
     const Index part = how.dot_part > 0 ? how.dot_part : n;
+    // Eigen sums a product with one column in lanes, and every other one term after term.
+    const bool in_order = sum.cols() == 1 && !how.lanes;
+    RowMajorSingle of_part;
     for (Index k = 0; k < n; k += part) {
       const Index w = std::min(part, n - k);
-      sum.noalias() += a.middleCols(k, w) * b.middleRows(k, w);
+      if (in_order) {
+        of_part.setZero(sum.rows(), 1);
+        for (Index i = k; i < k + w; ++i) of_part += a.col(i) * b(i, 0);
+        sum += of_part;
+      } else {
+        sum.noalias() += a.middleCols(k, w) * b.middleRows(k, w);
+      }
     }
   }
 }
@@ -243,6 +252,14 @@ void add_product(const Contract& c, const Schedule& how, const SingleRef& a, con
                  RowMajorSingle& sum) {
   if (c.operand_floor == 0) add_operands(c, how, a, b, sum);
   else add_operands(c, how, as_operand(c, a), as_operand(c, b), sum);
+}
+
+std::vector<Index> shuffled(Index n, std::uint64_t seed) {
+  std::vector<Index> order(usize(n));
+  std::iota(order.begin(), order.end(), Index{0});
+  SplitMix64 random(seed);
+  for (std::size_t k = order.size(); k > 1; --k) std::swap(order[k - 1], order[random.below(k)]);
+  return order;
 }
 
 RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const EmulatedRows& in,
@@ -260,10 +277,7 @@ RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const Emu
   if (how.dim_seed == 0) {
     add_product(c, how, q, keys, s);
   } else {
-    std::vector<Index> order(usize(q.cols()));
-    std::iota(order.begin(), order.end(), Index{0});
-    SplitMix64 random(how.dim_seed);
-    for (std::size_t k = order.size(); k > 1; --k) std::swap(order[k - 1], order[random.below(k)]);
+    const std::vector<Index> order = shuffled(q.cols(), how.dim_seed);
     add_product(c, how, RowMajorSingle(q(Eigen::all, order)),
                 RowMajorSingle(keys(order, Eigen::all)), s);
   }
@@ -305,6 +319,7 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   how.flushes = serial % 2 == 0;
   how.keeps_weights = serial % 4 < 2;
   how.sums_in_order = serial % 3 == 0;
+  how.lanes = serial % 2 != 0;
   // Declared tiles may begin before the first key.
   how.order.resize(usize((keys + how.tile - 1) / how.tile + (c.ordered ? 1 : 0)));
   std::iota(how.order.begin(), how.order.end(), Index{0});

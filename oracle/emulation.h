@@ -37,6 +37,7 @@ struct Schedule {
   bool flushes = false;                  // weights that may underflow are 0
   bool keeps_weights = false;            // the gradients are those of kept weights, without LSE
   bool sums_in_order = false;            // weights are added to their sum one after the other
+  bool lanes = false;  // the terms of a product with a single column are summed in lanes
 };
 // `serial` numbers the replicates, so that choices of two are shared out evenly.
 Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index serial);
@@ -59,6 +60,9 @@ struct EmulatedOutputs {
 };
 // Rows that see no key get O = 0 and LSE = -inf.
 EmulatedOutputs emulate(const Contract& c, const Schedule& how, const EmulatedRows& in);
+
+// 0 to n - 1 in the order that the seed draws.
+std::vector<Index> shuffled(Index n, std::uint64_t seed);
 
 // Part of an emulation: s of every pair, biases included. `slope` becomes ds / dt of the softcap
 // where it is given and there is a softcap.

@@ -6,16 +6,16 @@
 
 namespace assay {
 
-void RowScores::add(double s, Index b, Index h, Index row) {
+void RowScores::add(double s, double limit, Index b, Index h, Index row) {
+  if (all_.empty() || !(s * worst_.limit <= worst_.s * limit))
+    worst_ = {.s = s, .limit = limit, .b = b, .h = h, .row = row};
   all_.push_back(s);
-  if (!(s <= worst_.s)) worst_ = {.s = s, .b = b, .h = h, .row = row};
 }
 
-Atypical RowScores::finish(double limit) {
+Atypical RowScores::finish() {
   const auto middle = all_.begin() + std::ssize(all_) / 2;
   std::ranges::nth_element(all_, middle);
   worst_.median = *middle;
-  worst_.limit = limit;
   return worst_;
 }
 
@@ -98,19 +98,20 @@ namespace {
 void score_rows(const EvidenceRows& rows, const Replicates& typical, Evidence& e) {
   RowScores o, lse;
   const double columns = std::sqrt(static_cast<double>(rows.exact.cols()));
+  const double limit = row_limit_of(rows.out_dtype, rows.exact.cols());
   for (const EvidenceHead& head : rows.heads)
     for (Index r = 0; r < head.rows(); ++r) {
       const Index at = head.first + r, i = head.block.row(r).index;
       if (!typical.usable[usize(at)]) continue;
       ++e.rows_asked;
       const double error = rows.error.row(at).norm() / columns;
-      o.add(error == 0 ? 0 : error / typical.sigma(at), head.block.b, head.block.h, i);
+      o.add(error == 0 ? 0 : error / typical.sigma(at), limit, head.block.b, head.block.h, i);
       if (rows.lse_asked[usize(at)] && std::isfinite(typical.lse_sigma(at)))
-        lse.add(std::fabs(rows.lse_error(at)) / typical.lse_sigma(at), head.block.b, head.block.h,
-                i);
+        lse.add(std::fabs(rows.lse_error(at)) / typical.lse_sigma(at), lse_limit, head.block.b,
+                head.block.h, i);
     }
-  if (!o.empty()) e.rows[Output::o] = o.finish(row_limit_of(rows.out_dtype, rows.exact.cols()));
-  if (!lse.empty()) e.rows[Output::lse] = lse.finish(lse_limit);
+  if (!o.empty()) e.rows[Output::o] = o.finish();
+  if (!lse.empty()) e.rows[Output::lse] = lse.finish();
 }
 
 }  // namespace

@@ -24,8 +24,11 @@ inline double filter_limit_of(Dtype out, Index rows) {
 }
 // Where outputs are rounded to 16 bits, their rounding hides most of what kernels do differently;
 // in binary32 it does not. The fewer elements a row has, the more its s is left to chance.
+inline double row_limit_of(Dtype out, double elements) {
+  return (out == Dtype::f32 ? 6 : 3) * (1 + 2 / std::sqrt(elements));
+}
 inline double row_limit_of(Dtype out, Index elements) {
-  return (out == Dtype::f32 ? 6 : 3) * (1 + 2 / std::sqrt(static_cast<double>(elements)));
+  return row_limit_of(out, static_cast<double>(elements));
 }
 // The median of s, under an arithmetic after the first, of a kernel that computes in it. Outputs
 // that are exact by their data may have a smaller one, but not all outputs.
@@ -44,12 +47,12 @@ inline double least_factor(double roundoff, Dtype out) {
   return std::max({8 * roundoff, bias_of_long_sums, unit_roundoff(out) / 16});
 }
 
-// The s of every row of one output, and the largest of them.
+// The s of every row of one output, and the one that is largest in units of its limit.
 class RowScores {
  public:
-  void add(double s, Index b, Index h, Index row);
+  void add(double s, double limit, Index b, Index h, Index row);
   bool empty() const { return all_.empty(); }
-  Atypical finish(double limit);
+  Atypical finish();
 
  private:
   std::vector<double> all_;

@@ -402,22 +402,20 @@ Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& 
           for (std::size_t n = 0; n < group.gradients.size(); ++n) {
             const GradientRows& g = group.gradients[n];
             const double columns = std::sqrt(static_cast<double>(g.exact.cols()));
+            const double limit = gradient_leeway * row_limit_of(g.dtype, g.exact.cols());
             for (Index r = 0; r < g.exact.rows(); ++r) {
               if (!typical.usable[n][usize(r)]) continue;
               ++e.rows_asked;
               const double error = g.error.row(r).norm() / columns;
               const bool queries = g.output == Output::dq;
-              scores[g.output].add(error == 0 ? 0 : error / typical.sigma[n](r), group.b,
+              scores[g.output].add(error == 0 ? 0 : error / typical.sigma[n](r), limit, group.b,
                                    queries ? group.g * s.group() + r / s.rows : group.g,
                                    queries ? r % s.rows : r);
             }
           }
           filters.add(group, typical);
         }
-        for (auto& [output, list] : scores)
-          e.rows[output] = list.finish(gradient_leeway *
-                                       row_limit_of(groups.front().gradients.front().dtype,
-                                                    output == Output::dv ? s.value_dim : s.dim));
+        for (auto& [output, list] : scores) e.rows[output] = list.finish();
         if (e.rows_asked * std::min(s.dim, s.value_dim) < least_elements) return FilterAnswers{};
         return filters.finish();
       });

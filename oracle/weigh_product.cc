@@ -122,10 +122,17 @@ RowMajorSingle emulate(const ProductSample& s, const ProductContract& c, SplitMi
   // Parts of 0 are the whole sum; in order, a group is a part.
   if (c.order != ProductOrder::any && s.group > 0 && serial % 2 == 0) how.dot_part = s.group;
   const bool scales_last = s.tensor_scale != 1 && !c.scales_weights;
+  RowMajorSingle a = s.a.cast<float>();
   RowMajorSingle w = (scales_last ? RowMajor(s.w / s.tensor_scale) : s.w).cast<float>();
   if (c.weight_dtype) round_all(*c.weight_dtype, w);
+  // Where a large term stands decides how many roundings of its size follow.
+  if (c.order != ProductOrder::groups_in_order && how.dim_seed != 0 && serial % 2 != 0) {
+    const std::vector<Index> order = shuffled(a.cols(), how.dim_seed);
+    a = RowMajorSingle(a(Eigen::all, order));
+    w = RowMajorSingle(w(order, Eigen::all));
+  }
   RowMajorSingle out = RowMajorSingle::Zero(s.a.rows(), s.w.cols());
-  add_product(dot, how, RowMajorSingle(s.a.cast<float>()), w, out);
+  add_product(dot, how, a, w, out);
   if (scales_last) out *= static_cast<float>(s.tensor_scale);
   return out;
 }
@@ -162,29 +169,43 @@ ProductReplicates replicate(const ProductSample& s, const ProductContract& c,
 
 namespace {
 
-// The s of each column, and of each row, of the sample.
+// The s of a row or a column, of the elements that are added.
+class LineScore {
+ public:
+  void add(double error, double square) {
+    error_ += error * error;
+    square_ += square;
+    fourth_ += square * square;
+  }
+  // Where a few elements have nearly all of the typical errors, they alone make s, and the limit is
+  // that of so many elements.
+  void put(RowScores& scores, Dtype out, Index line) const {
+    if (square_ > 0)
+      scores.add(std::sqrt(error_ / square_), row_limit_of(out, square_ * square_ / fourth_), 0, 0,
+                 line);
+  }
+  bool empty() const { return !(square_ > 0); }
+
+ private:
+  double error_ = 0, square_ = 0, fourth_ = 0;
+};
+
+// The s of each row, and of each column, of the sample.
 void score(const ProductSample& s, const ProductReplicates& typical, Evidence& e) {
-  const auto usable = [&](Index r, Index j) {
-    return s.asked(r, j) && std::isfinite(typical.square(r, j));
-  };
-  RowScores rows, columns;
-  for (Index r = 0; r < s.exact.rows(); ++r) {
-    double error = 0, square = 0;
-    for (Index j = 0; j < s.exact.cols(); ++j)
-      if (usable(r, j)) error += s.error(r, j) * s.error(r, j), square += typical.square(r, j);
-    if (!(square > 0)) continue;
-    ++e.rows_asked;
-    rows.add(std::sqrt(error / square), 0, 0, s.rows[usize(r)]);
-  }
-  for (Index j = 0; j < s.exact.cols(); ++j) {
-    double error = 0, square = 0;
-    for (Index r = 0; r < s.exact.rows(); ++r)
-      if (usable(r, j)) error += s.error(r, j) * s.error(r, j), square += typical.square(r, j);
-    if (square > 0) columns.add(std::sqrt(error / square), 0, 0, s.columns[usize(j)]);
-  }
-  if (rows.empty()) return;
-  const Atypical row = rows.finish(row_limit_of(s.out, s.exact.cols()));
-  Atypical column = columns.finish(row_limit_of(s.out, s.exact.rows()));
+  std::vector<LineScore> rows(s.rows.size()), columns(s.columns.size());
+  for (Index r = 0; r < s.exact.rows(); ++r)
+    for (Index j = 0; j < s.exact.cols(); ++j) {
+      if (!s.asked(r, j) || !std::isfinite(typical.square(r, j))) continue;
+      rows[usize(r)].add(s.error(r, j), typical.square(r, j));
+      columns[usize(j)].add(s.error(r, j), typical.square(r, j));
+    }
+  e.rows_asked = std::ranges::count_if(rows, [](const LineScore& l) { return !l.empty(); });
+  if (e.rows_asked == 0) return;
+  RowScores of_rows, of_columns;
+  for (std::size_t r = 0; r < rows.size(); ++r) rows[r].put(of_rows, s.out, s.rows[r]);
+  for (std::size_t j = 0; j < columns.size(); ++j) columns[j].put(of_columns, s.out, s.columns[j]);
+  const Atypical row = of_rows.finish();
+  Atypical column = of_columns.finish();
   column.of_column = true;
   e.rows[Output::c] = row.s / row.limit > column.s / column.limit ? row : column;
 }

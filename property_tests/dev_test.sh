@@ -81,11 +81,11 @@ endif()
 if(ASSAY_GGML)
   string(APPEND peers " ggml")
 endif()
-foreach(program cli/assay bench/attention_bench bench/libassay_peer_toy.so)
-  file(WRITE ${CMAKE_BINARY_DIR}/${program} "#!/bin/sh\necho \"peers:${peers}\"\nwhile [ $# -gt 0 ]; do [ \"$1\" != --json ] || echo written >\"$2\"; shift; done\n")
+foreach(program cli/assay bench/attention_bench bench/libassay_peer_toy.so property_tests/equality_tests)
+  file(WRITE ${CMAKE_BINARY_DIR}/${program} "#!/bin/sh\necho \"peers:${peers}\"\n[ -z \"$RC_PARAMS\" ] || echo \"$RC_PARAMS $*\"\nwhile [ $# -gt 0 ]; do [ \"$1\" != --json ] || echo written >\"$2\"; shift; done\n")
   file(CHMOD ${CMAKE_BINARY_DIR}/${program} PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE)
 endforeach()
-foreach(target assay assay_c attention_bench)
+foreach(target assay assay_c attention_bench equality_tests)
   add_custom_target(${target})
 endforeach()
 install(PROGRAMS ${CMAKE_BINARY_DIR}/cli/assay DESTINATION bin)
@@ -147,6 +147,10 @@ printf 'other\n' >>"$SYSTEM/packages"
 says '== configuring release' ./dev assay
 ASSAY_GGML=somewhere says 'peers: openblas onednn torch ggml' ./dev bench products
 grep -qx "ASSAY_GGML:PATH=$work/checkout/somewhere" build/release/CMakeCache.txt || fail "ASSAY_GGML is no path from where the user stands"
+
+# Properties draw anew, as many cases as the user wants.
+says 'max_success=1000 max_discard_ratio=100 --gtest_filter=\*' ./dev properties
+says 'max_success=7 max_discard_ratio=100 --gtest_filter=AnyCase.\*' ./dev properties 7 'AnyCase.*'
 
 # The small kernels are judged with the command of this checkout.
 mkdir -p property_tests

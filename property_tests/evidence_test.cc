@@ -2,13 +2,18 @@
 // bound fail, and emulated kernels of every rung raise no alarm.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
+#include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "harness/judging/outputs.h"
+#include "oracle/product.h"
 #include "harness/records/record.h"
 #include "problem/generate.h"
 #include "problem/round_all.h"
@@ -117,6 +122,68 @@ TEST(Evidence, FlushedWeightsRaiseNoAlarm) {
   EXPECT_EQ(v.outcome, Outcome::pass) << v.reason;
   EXPECT_EQ(v.evidence.rows_asked, 0);
   EXPECT_NE(v.evidence.not_asked.find("underflow"), std::string::npos) << v.evidence.not_asked;
+}
+
+// C in fp32 by the order of the terms. `lanes` partial sums are added in order at the end.
+void sum_in_order(const Product& p, const TensorView& c, const std::vector<Index>& order,
+                  Index lanes) {
+  const std::vector<double> a = decode_activations(p), w = decode_weights(p.w);
+  for (Index m = 0; m < p.m; ++m)
+    for (Index n = 0; n < p.n; ++n) {
+      std::vector<float> sums(usize(lanes), 0.0f);
+      for (std::size_t t = 0; t < order.size(); ++t) {
+        const auto at = usize(order[t]);
+        float& sum = sums[t % usize(lanes)];
+        sum = std::fma(static_cast<float>(a[usize(m * p.k) + at]),
+                       static_cast<float>(w[at * usize(p.n) + usize(n)]), sum);
+      }
+      float sum = 0;
+      for (const float part : sums) sum += part;
+      store(c, c.at(0, 0, m, n), static_cast<double>(sum));
+    }
+}
+
+// A term that is far larger than all others makes every later rounding as large as its own, so that
+// errors depend on where it stands in the order of a sum.
+TEST(Evidence, ALargeTermRaisesNoAlarmInAnyOrder) {
+  for (const char* line :
+       {"product m=19 n=1 k=64 dtype=f32 w=int8 weights=codes poke=a:0:0:18:16=30000",
+        "product m=1 n=19 k=64 dtype=f32 w=int8 weights=codes poke=a:0:0:0:3=30000",
+        "product m=1 n=1 k=64 dtype=f32 w=int8 weights=codes poke=a:0:0:0:60=30000",
+        "product m=20 n=30 k=128 dtype=f32 w=int8 weights=codes poke=a:0:0:7:1=1e6",
+        "product m=3 n=3 k=512 dtype=f32 w=mxfp4 poke=a:0:0:0:500=1e5;a:0:0:1:5=1e5"}) {
+    for (int seed = 0; seed < 4; ++seed) {
+      Case c = parse_case(line);
+      c.seed = static_cast<std::uint64_t>(seed);
+      const ProductInputs in(c);
+      const Product& p = in.problem;
+      std::vector<Index> order(usize(p.k));
+      std::iota(order.begin(), order.end(), Index{0});
+      const std::vector<Index> ascending = order;
+      std::ranges::reverse(order);
+      const std::vector<Index> descending = order;
+      std::ranges::shuffle(order, std::mt19937_64(c.seed));
+      for (const auto& [terms, lanes] : {std::pair{ascending, Index{1}},
+                                         {descending, 1},
+                                         {order, 1},
+                                         {ascending, 8},
+                                         {order, 32}}) {
+        const Tensor out(Dtype::f32, {1, 1, p.m, p.n}, {{0, 0, p.n, 1}, 0, p.m * p.n});
+        sum_in_order(p, out.view(), terms, lanes);
+        JudgeOptions options;
+        options.evidence = EvidenceRule::fail;
+        options.seed = c.seed;
+        EXPECT_THAT(judge_product_by_ladder(p, out.view(), options), Passes())
+            << line << ", seed " << seed << ", " << lanes << " lanes";
+        if (lanes > 1 || terms != ascending) continue;
+        ProductContract declared;
+        declared.order = ProductOrder::groups_in_order;
+        if (p.w.group == 0)
+          EXPECT_THAT(judge_product(p, out.view(), declared, options), Passes())
+              << line << ", seed " << seed;
+      }
+    }
+  }
 }
 
 // Every number is rounded as encode() rounds it.
