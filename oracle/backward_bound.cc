@@ -215,8 +215,9 @@ template <class L>
 Erring<L> difference(const RowNumbers& n, const GradientTruth& t, L dp, L dp_absolute) {
   const L value = dp - t.delta, magnitude = absolute(value);
   const L rounding = n.terms[Term::subtraction] * n.u * magnitude;
-  return {value, (n.gamma_dp * dp_absolute + n.delta_error) * (1 + n.u) + rounding,
-          n.oracle.values * dp_absolute + t.delta_radius + 2 * unit64 * magnitude};
+  return {
+      value, (n.gamma_dp * dp_absolute + n.delta_error) * (1 + n.u) + rounding,
+      n.oracle.values * dp_absolute + t.delta_radius + safety::own_rounding * unit64 * magnitude};
 }
 
 // bounds_backward.md, 4: dS = p t and E_dS, from rounded weights where the contract says so.
@@ -226,9 +227,10 @@ Erring<L> score_gradient(const RowNumbers& n, const Erring<L>& p, const Erring<L
   const L cast = n.terms[Term::late_cast] * n.cast_of_p.error(p.value + p.error);
   const L p_error = n.late ? p.error + cast : p.error;
   const L rounding = n.terms[Term::score_gradient] * n.u * ds;
-  return {p.value * t.value,
-          (p_error * (size + t.error) + p.value * t.error) * (1 + n.u) + rounding + n.ds_floor,
-          p.own * (size + t.own) + p.value * t.own + 4 * unit64 * ds};
+  return {
+      p.value * t.value,
+      (p_error * (size + t.error) + p.value * t.error) * (1 + n.u) + rounding + n.ds_floor,
+      p.own * (size + t.own) + p.value * t.own + safety::own_roundings_of_product * unit64 * ds};
 }
 
 // bounds_backward.md, 4, Softcap: the factor f = 1 - tau^2 and E_f.
@@ -241,7 +243,7 @@ Erring<L> softcap_factor(const RowNumbers& n, L tau, L capped_error) {
   const L e64 = n.dot_ratio * capped_error + safety::library_tanh;
   const L rounding = n.terms[Term::softcap_factor] * u * ((tau + e) * (tau + e) + factor);
   return {factor, ((2 * tau + e) * e) * second_order + rounding * second_order,
-          (2 * tau + e64) * e64 + 2 * unit64};
+          (2 * tau + e64) * e64 + safety::own_rounding * unit64};
 }
 
 // bounds_backward.md, 4, Softcap: dS' = dS f and E_dS'.
@@ -252,7 +254,7 @@ Erring<L> times_factor(const RowNumbers& n, const Erring<L>& ds, const Erring<L>
   return {
       ds.value * f.value,
       (ds.error * (f.value + f.error) + size * f.error) * (1 + n.u) + rounding + n.softcap_floor,
-      ds.own * (f.value + f.own) + size * f.own + 2 * unit64 * size};
+      ds.own * (f.value + f.own) + size * f.own + safety::own_rounding * unit64 * size};
 }
 
 // Takes one pair, or eight pairs, from the weight to its parts in the bounds of all gradients.

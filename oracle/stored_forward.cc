@@ -60,7 +60,7 @@ Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
   const double given = lse_gradient_of_row(input, block.b, block.h, i);
   const double d_lse = std::isfinite(given) ? given : 0, size = std::fabs(d_lse);
   const double length = static_cast<double>(columns) + 1;
-  const double gamma64 = gamma_factor(length + 2, unit64);
+  const double gamma64 = gamma_factor(length + safety::own_roundings_of_delta, unit64);
   const double sum = gamma_factor(length, c.roundoff) * d.stored;
   d.value -= d_lse;
   d.radius = d.radius * (1 + safety::evaluation) + gamma64 * (absolute + size);
