@@ -63,7 +63,9 @@ struct Chains {
 
 // bounds_backward.md, 3: gamma(N) of a kernel.
 Chains chains_of_kernel(const Contract& c, const BackwardContext& x) {
-  const auto gamma = [&](double n) { return gamma_factor(dot_roundings(c, n), c.dot_roundoff); };
+  const auto gamma = [&](double n) {
+    return gamma_factor(dot_roundings(c, n, x.terms[Term::sum_blocks]), c.dot_roundoff);
+  };
   Chains of;
   of.keys = x.terms[Term::keys_sum] * gamma(x.keys_length);
   of.rows = x.terms[Term::rows_sum] * gamma(x.rows_length);
