@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "oracle/key_values.h"
 #include "oracle/lanes.h"
 #include "oracle/safety_factors.h"
 
@@ -101,6 +102,7 @@ struct RowNumbers {
     dot_ratio = exponent_ratio(c, x.forward.dim);
     weight_ratio = t.weights_from_balls ? 0 : dot_ratio;
     exp_floor = terms[Term::exp_underflow] * c.exp_floor;
+    // bounds_backward.md, 4: the coefficients of E_dP, and what underflows
     if (x.forward.dropout) {
       gamma_keep = terms[Term::keep_scale] * gamma_factor(safety::roundings_of_keep, u);
       keep_floor = terms[Term::keep_underflow] * c.product_floor;
@@ -140,11 +142,12 @@ struct Scratch {
   }
 };
 
-// bounds_backward.md, 2: H_j of every key, and the oracle's own; e^H - 1 where one of them is
-// large. Returns the largest of both.
 struct LargestExponents {
   double kernel = 0, oracle = 0;
 };
+
+// bounds_backward.md, 2: H_j of every key, and the oracle's own; e^H - 1 where one of them is
+// large. Returns the largest of both.
 LargestExponents exponent_errors(const Contract& c, const BackwardContext& x,
                                  const GradientTruth& t, RowNumbers& n, Scratch& s) {
   const double u = c.roundoff;
@@ -310,6 +313,15 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
 
 }  // namespace
 
+BackwardContext backward_context(const Attention& p) {
+  BackwardContext x;
+  x.forward = {p.shape.dim, static_cast<double>(p.scale), static_cast<double>(p.softcap),
+               p.dropout > 0};
+  x.value_dim = p.shape.value_dim;
+  x.keep_scale = dropout_scale(p);
+  return x;
+}
+
 GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t,
                                 const GradientWeights& out) {
   thread_local Scratch s;
@@ -331,6 +343,20 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
   row.slack = safety::slack_per_ratio * (exponent.oracle + row.ratio) + safety::least_slack;
   row.vacuous = !(exponent.kernel < safety::largest_exponent);
   return row;
+}
+
+// bounds_backward.md, 2: E_P, with the cast
+void derive_weight_errors(const Contract& c, const BackwardContext& x, const GradientTruth& t,
+                          double* error) {
+  Scratch s;
+  s.resize(t.count);
+  RowNumbers n(c, x, t);
+  exponent_errors(c, x, t, n, s);
+  for (Index j = 0; j < t.count; ++j) {
+    const Erring<double> p = weight(n, t.weight[j], s.growth[usize(j)], s.growth64[usize(j)]);
+    const double cast = n.terms[Term::value_cast] * n.cast_of_p.error(p.value + p.error);
+    error[j] = p.error + cast + p.own;
+  }
 }
 
 // bounds_backward.md, 5, dSink: e^(z - L) D

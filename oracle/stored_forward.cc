@@ -36,6 +36,22 @@ double lse_error_of_kept_weights(const Contract& c, const BackwardTerms& terms, 
 
 }  // namespace
 
+GradientTruth truth_of_row(const Attention& p, const Block& block, Index row) {
+  const std::size_t at = block.pair(row, 0);
+  GradientTruth t;
+  t.count = block.count;
+  t.gap = block.gap.data() + at;
+  t.weight = block.weight.data() + at;
+  t.dot = block.dot.data() + at;
+  t.score_error = block.score_error.data() + at;
+  t.capped_error = p.softcap > 0 ? block.capped_error.data() + at : nullptr;
+  t.kept = p.dropout > 0 ? block.kept.data() + at : nullptr;
+  t.max = block.row(row).max;
+  t.lse = block.row(row).lse.value;
+  t.lse_radius = block.row(row).lse.radius;
+  return t;
+}
+
 double lse_gradient_of_row(const AttentionBackwardInput& input, Index b, Index h, Index i) {
   return input.d_lse ? load(input.d_lse, input.d_lse.at(b, h, i, 0)) : 0;
 }
