@@ -79,7 +79,7 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
   }
 }
 
-// bounds.md, 14: an infinity times what is read as 0
+// bounds.md, 14: whether an infinity is multiplied by a number that is read as 0
 bool reads_factor_as_zero(const Contract& c, const Attention& p, const KeyValues& kv,
                           const Block& block, Index row, const RowVisibility& seen) {
   if (c.operand_floor == 0) return false;
