@@ -115,9 +115,9 @@ std::span<const Hypothesis> mask_hypotheses();
 std::span<const Hypothesis> sum_hypotheses();
 std::span<const Hypothesis> cache_hypotheses();
 
-// Products of numbers in fewer bits than f32 has. Q, K and V are rounded as they are read, which
-// LSE shows exactly. How weights are rounded depends on the running maximum, and is typical of
-// weights in `weight_dtype`.
+// Products of numbers in fewer bits than f32 has. Q, K and V are rounded when they are read, and
+// LSE shows exactly how. The roundings of weights depend on the running maximum, so only their size
+// is known: that of weights in `weight_dtype`.
 struct CoarseProducts {
   std::string_view name;
   std::string_view words;

@@ -61,7 +61,7 @@ bool fill_masked(Alteration& a, double fill, Index tile, bool zeros = false) {
   return true;
 }
 
-// Masks of elements are read at the row from(i, j); where that is negative, nothing is masked.
+// Reads the element masks of the pair (i, j) at row from(i, j). A negative row masks nothing.
 template <class From>
 bool read_masks_at(Alteration& a, const From& from) {
   Attention& p = a.problem;
