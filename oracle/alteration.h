@@ -24,7 +24,7 @@ struct RowPlace {
   auto operator<=>(const RowPlace&) const = default;
 };
 
-// The sums of a row over tiles of keys, with one step of them done wrongly.
+// How a faulty kernel sums a row over tiles of keys: one step differs from the right one.
 struct TiledSoftmax {
   Index tile = 64;  // tiles begin at multiples of it
   Index split = 0;  // keys of a split, which has sums of its own; 0: there are no splits
@@ -43,11 +43,11 @@ struct TiledSoftmax {
   bool fills_zeros = false;      // keys outside the interval of a row are not loaded: their V is 0
   bool clamps = false;           // e^x for x <= 0 gives at most 1, whatever x is
   bool zero_sum_is_nan = false;  // a row that sees a key and whose sum is 0 is 0 / 0
-  // Rows whose exponentials or sums leave the range of binary32 follow. Where they do not, all that
-  // is predicted is that such a row is wrong: what an exponential gives there is the kernel's own.
+  // Whether the outputs of a row are predicted if its exponentials or sums leave the range of
+  // binary32. If not, only "wrong" is predicted for it, because kernels differ in what they give.
   bool tells_beyond_range = true;
   double exponent = 1;  // every argument of exp is multiplied by it
-  // The same of the merge of splits.
+  // The same steps in the merge of splits.
   bool merge_rescales_sum = true, merge_rescales_values = true, merge_keeps_first_max = false;
   bool merge_reads_sum_for_max = false;
 
@@ -66,7 +66,7 @@ struct SoftmaxRow {
   double sink = -std::numeric_limits<double>::infinity();
   double scale = 1;
 };
-// What is foreseen of a row: nothing, its outputs, or that they are wrong.
+// What a hypothesis predicts for a row: nothing, the outputs, or only that these are wrong.
 enum class Foreseen : std::uint8_t { nothing, outputs, wrong };
 // Computes O and LSE of a row; `values` are those of the keys from key0 on.
 Foreseen sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
@@ -81,13 +81,13 @@ struct Alteration {
   Alteration& operator=(const Alteration&) = delete;
 
   ProjectedAttention problem;
-  AttentionOutput out;                     // where a reader finds what the kernel wrote
+  AttentionOutput out;                     // the tensors from which outputs are read
   const StoredTokens* stored;              // null: nothing is known of a cache
   bool unwritten = false;                  // some element of O was not written
-  std::vector<RowPlace> failing;           // the rows that are wrong, of those that are asked
+  std::vector<RowPlace> failing;           // the wrong rows among the rows that are compared
   std::function<Index(Index h)> key_head;  // the kv head that a head reads; empty: its own
-  // The row from which the outputs of a row come; nothing: they are NaN. Empty: every row is its
-  // own.
+  // The row whose outputs a row gets; no value: its outputs are NaN. An empty function: every row
+  // gets its own outputs.
   std::function<std::optional<RowPlace>(const RowPlace&)> source;
   std::optional<TiledSoftmax> softmax;
   // Changes the exact outputs of a row; `masked`: it sees no key.
@@ -95,14 +95,14 @@ struct Alteration {
       change;
   bool of_o = true, of_lse = true;  // which outputs are altered; the other ones are right
   std::function<bool(const RowPlace&)>
-      tells;  // whether the outputs of a row follow; empty: they do
+      tells;  // whether the outputs of a row are predicted; empty: those of all rows
   // The storage of altered tensors and masks.
   std::deque<Tensor> tensors;
   std::vector<std::uint8_t> keep;
 };
 
-// A known fault. `alter` returns whether it can be told for this problem; `parameter` is one of
-// `parameters`, which stands for the {} in the words.
+// A known fault. `alter` makes the altered problem, and returns whether the fault is possible.
+// `parameter` is one of `parameters`, and replaces the {} in the words.
 struct Hypothesis {
   std::string_view name;
   std::string_view words;
@@ -115,9 +115,9 @@ std::span<const Hypothesis> mask_hypotheses();
 std::span<const Hypothesis> sum_hypotheses();
 std::span<const Hypothesis> cache_hypotheses();
 
-// Products of numbers in fewer bits than f32 has. Q, K and V are rounded as they are read, which
-// LSE shows exactly. How weights are rounded depends on the running maximum, and is typical of
-// weights in `weight_dtype`.
+// Products of numbers in fewer bits than f32 has. Q, K and V are rounded when they are read, and
+// LSE shows exactly how. The roundings of weights depend on the running maximum, so only their size
+// is known: that of weights in `weight_dtype`.
 struct CoarseProducts {
   std::string_view name;
   std::string_view words;

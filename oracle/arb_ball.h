@@ -6,6 +6,7 @@
 
 #include "oracle/arb_headers.h"
 #include "oracle/ball.h"
+#include "oracle/safety_factors.h"
 
 namespace assay {
 
@@ -43,7 +44,7 @@ inline BallRow::Enclosure enclose(arb_srcptr x, long bits) {
   mag_t m;
   mag_init(m);
   arb_get_mag(m, rest.get());
-  e.radius = mag_get_d(m) * (1 + 0x1p-50);
+  e.radius = mag_get_d(m) * (1 + safety::radius_in_fp64);
   mag_clear(m);
   if (!std::isfinite(e.value) || !std::isfinite(e.radius))
     return {0, 0, std::numeric_limits<double>::infinity()};  // an enclosure that holds every number

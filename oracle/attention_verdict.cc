@@ -91,7 +91,7 @@ class RowJudge {
     if (out_.lse) judge_lse(block, r);
     judge_o(block, r, certify);
   }
-  // The same for a row without weight whose O is that of row k of a substitute.
+  // Judges a row without weight, whose O must be that of row k of another problem, the substitute.
   void judge_by_substitute(Block& block, Index r, RowJudge& of_substitute, Block& substitute,
                            Index k, bool cross_check) {
     ++tally_.verdict.rows_judged;
@@ -99,7 +99,7 @@ class RowJudge {
     of_substitute.refine(substitute, k, cross_check);
     of_substitute.judge_o(substitute, k, false);
   }
-  // Says that the rows are those of a substitute, and what an element outside its bound is called.
+  // Says that this judges rows of a substitute. `wrong` is the reason if an element fails.
   void judges_substitute(std::string wrong) { wrong_substitute_ = std::move(wrong); }
 
  private:
@@ -433,7 +433,7 @@ int heads_at_once(const AttentionShape& s, int threads) {
                                             threads > 0 ? threads : hardware_threads()));
 }
 
-// Rows without weight whose O is that of the same rows of another problem.
+// The other problem whose rows give the O of rows without weight.
 struct Substituted {
   Substitute problem;
   Reference reference;
@@ -443,7 +443,7 @@ struct Substituted {
       : problem(std::move(other)), reference(problem.problem, contract), wrong(std::move(words)) {}
 };
 
-// Both kinds of these rows, where convention has a substitute.
+// The substitutes of fully masked rows and of rows whose every visible score is -inf, if any.
 class SubstitutedRows {
  public:
   SubstitutedRows(const ProjectedAttention& p, const Contract& contract,
@@ -459,7 +459,7 @@ class SubstitutedRows {
           *std::move(s), contract,
           fmt::format("a row of O without weight is not weightless-rows:{}", name_of(weightless)));
   }
-  // What stands for this row; null: it is judged as it is.
+  // The substitute of this row; null if the row is judged by itself.
   const Substituted* of(const BlockRow& row) const {
     if (row.lse.kind != Kind::minus_infinity) return nullptr;
     const std::optional<Substituted>& s = row.fully_masked ? masked_ : weightless_;

@@ -73,12 +73,9 @@ BackwardReference::BackwardReference(const Attention& problem, const AttentionBa
     : problem_(problem),
       input_(input),
       reference_(problem, contract),
+      context_(backward_context(problem)),
       has_sink_(gradients.d_sink && !problem.sink.empty()) {
   const AttentionShape& s = problem.shape;
-  context_.forward = {s.dim, static_cast<double>(problem.scale),
-                      static_cast<double>(problem.softcap), problem.dropout > 0};
-  context_.value_dim = s.value_dim;
-  if (problem.dropout > 0) context_.keep_scale = 1 / (1 - static_cast<double>(problem.dropout));
   const auto tiles = [](Index n, Index tile) { return tile > 0 ? (n + tile - 1) / tile : 0; };
   const Index key_tiles =
       tiles(s.keys, contract.backward_tile) + tiles(s.keys, contract.backward_split);
@@ -119,6 +116,7 @@ SharedGradients BackwardReference::no_shared_gradients() const {
   return shared;
 }
 
+// bounds_backward.md, 6: the bounds of dBias and dSink
 void BackwardReference::finish(SharedGradients& shared) const {
   const Contract& c = contract();
   const double bias_gamma =
@@ -365,21 +363,10 @@ class GroupSum {
 
   void weigh(const Block& block, Index r, RowState& state, Gradient& dq, std::size_t own,
              Products& m) {
-    const Index offset = r * block.count;
-    GradientTruth t;
-    t.count = block.count;
-    t.gap = block.gap.data() + offset;
-    t.weight = block.weight.data() + offset;
-    t.dot = block.dot.data() + offset;
-    t.score_error = block.score_error.data() + offset;
-    t.capped_error = p_.softcap > 0 ? block.capped_error.data() + offset : nullptr;
+    GradientTruth t = truth_of_row(p_, block, r);
     t.dp = m.dp.row(r).data();
     t.dp_absolute = m.dp_absolute.row(r).data();
-    t.kept = p_.dropout > 0 ? block.kept.data() + offset : nullptr;
     t.weights_from_balls = state.from_balls;
-    t.max = block.row(r).max;
-    t.lse = block.row(r).lse.value;
-    t.lse_radius = block.row(r).lse.radius;
     t.lse_error = lse_error_of_row(c_, x_.context_.terms, p_, x_.input_, block, r);
     t.delta = state.delta.value;
     t.delta_error = state.delta.error;

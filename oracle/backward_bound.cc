@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "oracle/key_values.h"
 #include "oracle/lanes.h"
 #include "oracle/safety_factors.h"
 
@@ -63,7 +64,9 @@ struct Chains {
 
 // bounds_backward.md, 3: gamma(N) of a kernel.
 Chains chains_of_kernel(const Contract& c, const BackwardContext& x) {
-  const auto gamma = [&](double n) { return gamma_factor(dot_roundings(c, n), c.dot_roundoff); };
+  const auto gamma = [&](double n) {
+    return gamma_factor(dot_roundings(c, n, x.terms[Term::sum_blocks]), c.dot_roundoff);
+  };
   Chains of;
   of.keys = x.terms[Term::keys_sum] * gamma(x.keys_length);
   of.rows = x.terms[Term::rows_sum] * gamma(x.rows_length);
@@ -99,6 +102,7 @@ struct RowNumbers {
     dot_ratio = exponent_ratio(c, x.forward.dim);
     weight_ratio = t.weights_from_balls ? 0 : dot_ratio;
     exp_floor = terms[Term::exp_underflow] * c.exp_floor;
+    // bounds_backward.md, 4: the coefficients of E_dP, and what underflows
     if (x.forward.dropout) {
       gamma_keep = terms[Term::keep_scale] * gamma_factor(safety::roundings_of_keep, u);
       keep_floor = terms[Term::keep_underflow] * c.product_floor;
@@ -138,11 +142,12 @@ struct Scratch {
   }
 };
 
-// bounds_backward.md, 2: H_j of every key, and the oracle's own; e^H - 1 where one of them is
-// large. Returns the largest of both.
 struct LargestExponents {
   double kernel = 0, oracle = 0;
 };
+
+// bounds_backward.md, 2: H_j of every key, and the oracle's own; e^H - 1 where one of them is
+// large. Returns the largest of both.
 LargestExponents exponent_errors(const Contract& c, const BackwardContext& x,
                                  const GradientTruth& t, RowNumbers& n, Scratch& s) {
   const double u = c.roundoff;
@@ -215,8 +220,9 @@ template <class L>
 Erring<L> difference(const RowNumbers& n, const GradientTruth& t, L dp, L dp_absolute) {
   const L value = dp - t.delta, magnitude = absolute(value);
   const L rounding = n.terms[Term::subtraction] * n.u * magnitude;
-  return {value, (n.gamma_dp * dp_absolute + n.delta_error) * (1 + n.u) + rounding,
-          n.oracle.values * dp_absolute + t.delta_radius + 2 * unit64 * magnitude};
+  return {
+      value, (n.gamma_dp * dp_absolute + n.delta_error) * (1 + n.u) + rounding,
+      n.oracle.values * dp_absolute + t.delta_radius + safety::own_rounding * unit64 * magnitude};
 }
 
 // bounds_backward.md, 4: dS = p t and E_dS, from rounded weights where the contract says so.
@@ -226,9 +232,10 @@ Erring<L> score_gradient(const RowNumbers& n, const Erring<L>& p, const Erring<L
   const L cast = n.terms[Term::late_cast] * n.cast_of_p.error(p.value + p.error);
   const L p_error = n.late ? p.error + cast : p.error;
   const L rounding = n.terms[Term::score_gradient] * n.u * ds;
-  return {p.value * t.value,
-          (p_error * (size + t.error) + p.value * t.error) * (1 + n.u) + rounding + n.ds_floor,
-          p.own * (size + t.own) + p.value * t.own + 4 * unit64 * ds};
+  return {
+      p.value * t.value,
+      (p_error * (size + t.error) + p.value * t.error) * (1 + n.u) + rounding + n.ds_floor,
+      p.own * (size + t.own) + p.value * t.own + safety::own_roundings_of_product * unit64 * ds};
 }
 
 // bounds_backward.md, 4, Softcap: the factor f = 1 - tau^2 and E_f.
@@ -241,7 +248,7 @@ Erring<L> softcap_factor(const RowNumbers& n, L tau, L capped_error) {
   const L e64 = n.dot_ratio * capped_error + safety::library_tanh;
   const L rounding = n.terms[Term::softcap_factor] * u * ((tau + e) * (tau + e) + factor);
   return {factor, ((2 * tau + e) * e) * second_order + rounding * second_order,
-          (2 * tau + e64) * e64 + 2 * unit64};
+          (2 * tau + e64) * e64 + safety::own_rounding * unit64};
 }
 
 // bounds_backward.md, 4, Softcap: dS' = dS f and E_dS'.
@@ -252,7 +259,7 @@ Erring<L> times_factor(const RowNumbers& n, const Erring<L>& ds, const Erring<L>
   return {
       ds.value * f.value,
       (ds.error * (f.value + f.error) + size * f.error) * (1 + n.u) + rounding + n.softcap_floor,
-      ds.own * (f.value + f.own) + size * f.own + 2 * unit64 * size};
+      ds.own * (f.value + f.own) + size * f.own + safety::own_rounding * unit64 * size};
 }
 
 // Takes one pair, or eight pairs, from the weight to its parts in the bounds of all gradients.
@@ -306,6 +313,15 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
 
 }  // namespace
 
+BackwardContext backward_context(const Attention& p) {
+  BackwardContext x;
+  x.forward = {p.shape.dim, static_cast<double>(p.scale), static_cast<double>(p.softcap),
+               p.dropout > 0};
+  x.value_dim = p.shape.value_dim;
+  x.keep_scale = dropout_scale(p);
+  return x;
+}
+
 GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t,
                                 const GradientWeights& out) {
   thread_local Scratch s;
@@ -327,6 +343,20 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
   row.slack = safety::slack_per_ratio * (exponent.oracle + row.ratio) + safety::least_slack;
   row.vacuous = !(exponent.kernel < safety::largest_exponent);
   return row;
+}
+
+// bounds_backward.md, 2: E_P, with the cast
+void derive_weight_errors(const Contract& c, const BackwardContext& x, const GradientTruth& t,
+                          double* error) {
+  Scratch s;
+  s.resize(t.count);
+  RowNumbers n(c, x, t);
+  exponent_errors(c, x, t, n, s);
+  for (Index j = 0; j < t.count; ++j) {
+    const Erring<double> p = weight(n, t.weight[j], s.growth[usize(j)], s.growth64[usize(j)]);
+    const double cast = n.terms[Term::value_cast] * n.cast_of_p.error(p.value + p.error);
+    error[j] = p.error + cast + p.own;
+  }
 }
 
 // bounds_backward.md, 5, dSink: e^(z - L) D

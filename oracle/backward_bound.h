@@ -25,6 +25,8 @@ struct BackwardContext {
   double bias_length = 0;  // of the sum over broadcast dimensions; 1: there is no such sum
   BackwardTerms terms;
 };
+// The context of a problem, but for the lengths and numbers of the sums.
+BackwardContext backward_context(const Attention& p);
 
 // The exact quantities of a row, rounded to double. The arrays cover the keys of a block.
 struct GradientTruth {
@@ -82,6 +84,11 @@ SinkTerm derive_sink_term(const Contract& c, const BackwardContext& x, const Sin
 
 GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t,
                                 const GradientWeights& out);
+
+// Computes, for each key, the error of a kernel's P after its cast, and the oracle's own error of
+// P.
+void derive_weight_errors(const Contract& c, const BackwardContext& x, const GradientTruth& t,
+                          double* error);
 
 // The bound of |computed sum - sum|, from the weighted sum of absolute values. If `scaled`, the sum
 // is multiplied by the scale, which rounds once more. `terms` is the number of terms of the sum

@@ -35,6 +35,7 @@ namespace assay {
   X(cast_underflow, 2)           /* of such a cast where it underflows */                       \
   X(rows_sum, 3)                 /* of the sums over rows and heads, dV and dK */               \
   X(keys_sum, 3)                 /* of the sum over keys, dQ */                                 \
+  X(sum_blocks, 3)               /* of blocks of products that are aligned, in any such sum */  \
   X(head_cast, 3)                /* of the heads' dK and dV where these are stored and added */ \
   X(values_sum, 4)               /* of dO.v */                                                  \
   X(values_underflow, 4)         /* of its products where they underflow */                     \

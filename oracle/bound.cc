@@ -38,9 +38,12 @@ void count_roundings(const Contract& c, const BoundContext& x, const RowTruth& t
   // The longest chain of additions is that of a split and of the merges. A block FMA includes
   // masked keys too.
   const Index split_keys = c.split_keys > 0 ? c.split_keys : t.count;
-  const Index passed = c.dot_block > 0 ? t.count + t.key0 % c.dot_block : t.live;
+  const Index passed = c.dot_block > 0 && x.terms[BoundTerm::masked_in_blocks] > 0
+                           ? t.count + t.key0 % c.dot_block
+                           : t.live;
   const double chain = static_cast<double>(std::min(passed, split_keys));
-  const double n_values = dot_roundings(c, chain + static_cast<double>(x.projection));
+  const double projected = x.terms[BoundTerm::projected_values] * static_cast<double>(x.projection);
+  const double n_values = dot_roundings(c, chain + projected, x.terms[BoundTerm::value_blocks]);
   out.gamma_n = x.terms[BoundTerm::values_any_order] *
                 gamma_factor(n_values + rescales + 1 + splits + merges, c.dot_roundoff);
   const double in_split =
@@ -54,8 +57,9 @@ void count_roundings(const Contract& c, const BoundContext& x, const RowTruth& t
 struct Perturbations {
   double cast_roundoff = 0, cast_floor = 0;  // rho_j
   double exp_floor = 0;                      // omega_j, per exponential
-  double dropout = 0, rounded_product = 0;
-  double in_sum = 0;  // 1: the row sum adds the rounded weights
+  double dropout = 0;
+  double product = 0;  // of p_j v_j before it is added, where the sums have an order
+  double in_sum = 0;   // 1: the row sum adds the rounded weights
   bool second_order_tail = false;
   // Whether e^H - 1 <= H (1 + H) for all H_j. Then the H_j are given, and otherwise e^H_j - 1.
   bool small = false;
@@ -70,9 +74,9 @@ double least_weight(const Contract& c) {
 // so below the divided weights, which are at most 1
 void divide_first(const Contract& c, const BoundTerms& terms, Perturbations& k) {
   const double division =
-      terms[BoundTerm::division] * safety::one_rounding * c.division_roundings * c.roundoff;
+      terms[BoundTerm::divided_weights] * safety::one_rounding * c.division_roundings * c.roundoff;
   k.cast_roundoff = division + k.cast_roundoff * (1 + division);
-  k.cast_floor = terms[BoundTerm::division] * c.product_floor;
+  k.cast_floor = terms[BoundTerm::divided_underflow] * c.product_floor;
   k.cast_floor += terms[BoundTerm::weight_cast_underflow] * least_weight(c);
 }
 
@@ -89,10 +93,12 @@ Perturbations perturbations(const Contract& c, const BoundContext& x, const RowT
   k.cast_floor = terms[BoundTerm::weight_cast_underflow] * least_weight(c) * unit;
   if (c.divides_first) divide_first(c, terms, k);
   k.exp_floor = terms[BoundTerm::exp_underflow] * c.exp_floor * unit;
-  // The three roundings are those of 1 - p, of its inverse, and of the product with it.
-  k.dropout = x.dropout ? terms[BoundTerm::dropout_scale] * gamma_factor(3, c.roundoff) : 0;
+  if (x.dropout)
+    k.dropout =
+        terms[BoundTerm::dropout_scale] * gamma_factor(safety::roundings_of_keep, c.roundoff);
   if (c.products_rounded)
-    k.rounded_product = terms[BoundTerm::value_products] * safety::one_rounding * c.roundoff;
+    k.product = terms[BoundTerm::value_products] * safety::one_rounding * c.roundoff;
+  k.product += terms[BoundTerm::projected_values] * projection_error(c, x);
   k.in_sum = c.sum_from_rounded ? 1 : 0;
   k.second_order_tail = tail_is_second_order(c, x);
   k.small = e.largest <= safety::small_exponent;
@@ -175,7 +181,7 @@ void weigh_tile(const Tile& tile, const RowTruth& t, const Perturbations& row, d
     if (weights.absolute)
       store_lanes(weights.absolute + j, is_live * (e * (cast + gamma_n * (p + rho))));
     if (weights.tail)
-      store_lanes(weights.tail + j, is_live * (e * (cast + k.rounded_product * (p + rho)) +
+      store_lanes(weights.tail + j, is_live * (e * (cast + k.product * (p + rho)) +
                                                (p * g + omega + e * rho) * per_error));
     totals.centred.add(centred);
     totals.sum.add(p * e);
@@ -257,13 +263,28 @@ double lse_bound(const Contract& c, const BoundContext& x, const RowTruth& t, do
 
 }  // namespace
 
+// bounds.md, 1: whether a running-error analysis holds
+bool adds_in_order(const Contract& c) { return c.ordered && c.dot_block == 0; }
+
+// bounds.md, 1: N
+double dot_roundings(const Contract& c, double length, double blocks) {
+  const double roundings = dot_roundings(c, length);
+  return c.dot_block > 0 ? length + blocks * (roundings - length) : roundings;
+}
+
 // bounds.md, 3: whether sums are charged by their partial sums
-bool uses_order(const Contract& c) { return c.ordered && c.splits == 1; }
+bool uses_order(const Contract& c) { return adds_in_order(c) && c.splits == 1; }
+
+// bounds.md, 8, Projected keys and values: the error of one element
+double projection_error(const Contract& c, const BoundContext& x) {
+  if (x.projection == 0) return 0;
+  return gamma_factor(dot_roundings(c, static_cast<double>(x.projection)), c.dot_roundoff);
+}
 
 // bounds.md, 9: whether all X_k are products of two roundoffs
 bool tail_is_second_order(const Contract& c, const BoundContext& x) {
   return !c.weight_dtype && c.operand_floor == 0 && !c.divides_first && !c.products_rounded &&
-         !x.dropout;
+         !x.dropout && x.projection == 0;
 }
 
 // bounds.md, 6: kappa
@@ -315,7 +336,8 @@ double numerator(const Contract& c, const BoundContext& x, const RowBound& b, do
 // bounds.md, 3: how far O can lie outside the hull of V
 double outside_hull(const Contract& c, const BoundContext& x, const RowBound& b,
                     double largest_value) {
-  const double divided_u = c.divides_first ? c.division_roundings * c.roundoff : 0;
+  const double divided_u =
+      c.divides_first ? x.terms[BoundTerm::divided_weights] * c.division_roundings * c.roundoff : 0;
   const double cast_u = divided_u + (c.weight_dtype ? unit_roundoff(*c.weight_dtype) : 0);
   const double cast_floor =
       (least_weight(c) + (c.divides_first ? c.product_floor : 0)) * static_cast<double>(b.keys);
@@ -331,9 +353,11 @@ double divided(const Contract& c, const BoundContext& x, const RowBound& b, doub
   const double roundings = static_cast<double>(b.keys) + static_cast<double>(b.tiles) +
                            3 * static_cast<double>(b.merges) + 2;
   bound += x.terms[BoundTerm::value_underflow] * roundings * c.product_floor;
-  // The weights add up to 1, but for what they err.
-  bound +=
-      x.terms[BoundTerm::value_operands] * safety::sum_of_weights * c.operand_floor * x.keep_scale;
+  // What every element of V may lose. The weights add up to 1, but for what they err.
+  const double lost =
+      x.terms[BoundTerm::value_operands] * c.operand_floor +
+      x.terms[BoundTerm::value_underflow] * static_cast<double>(x.projection) * c.product_floor;
+  bound += safety::sum_of_weights * lost * x.keep_scale;
   const double division =
       x.terms[BoundTerm::division] * safety::one_rounding * c.division_roundings * c.roundoff;
   return (bound * (1 + division) + division * magnitude) * (1 + safety::evaluation);

@@ -83,8 +83,16 @@ struct SumWeights {
   double* tail;      // against |v_j|, for a declared order of the sums
 };
 
+// Whether dot products are charged by their partial sums: their order is declared, and products are
+// added one at a time. A block FMA drops bits of every product of a block.
+bool adds_in_order(const Contract& c);
+// dot_roundings of contract.h; `blocks` is the factor of the term that charges blocks.
+double dot_roundings(const Contract& c, double length, double blocks);
 // Whether the bound of an element uses the sums `prefix` and `tail`. If not, it uses `absolute`.
 bool uses_order(const Contract& c);
+// gamma(P, eps): the relative error, in units of its gauge, of an element of K or V that is a sum
+// of P products. 0 where K and V are given.
+double projection_error(const Contract& c, const BoundContext& x);
 // Whether all tail weights are products of two roundoffs. If so, they need no sum of their own.
 bool tail_is_second_order(const Contract& c, const BoundContext& x);
 // Whether sum |q||k_j| enters the bound of scores to first order.

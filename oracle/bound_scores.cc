@@ -16,6 +16,12 @@ double sech_squared(double x) {
   return 4 * e / ((1 + e) * (1 + e));
 }
 
+// bounds.md, 1: N of q.k; each element of a projected key counts the products of its own sum
+double score_roundings(const Contract& c, const BoundContext& x) {
+  const double projected = x.terms[BoundTerm::projected_keys] * static_cast<double>(x.projection);
+  return dot_roundings(c, static_cast<double>(x.dim) + projected, x.terms[BoundTerm::dot_blocks]);
+}
+
 // The coefficients of E_j before the softcap and the biases, per unit of the sums from which E_j is
 // computed.
 struct DotCoefficients {
@@ -32,7 +38,7 @@ DotCoefficients dot_coefficients(const Contract& c, const BoundContext& x, const
   const BoundTerms& terms = x.terms;
   const double u = c.roundoff, eps = c.dot_roundoff,
                dim = static_cast<double>(x.dim + x.projection);
-  const double n = dot_roundings(c, dim);
+  const double n = score_roundings(c, x);
   const double gamma_n = terms[BoundTerm::dot_any_order] * gamma_factor(n, eps);
   const double prescale =
       c.query_dtype ? terms[BoundTerm::query_prescale] * unit_roundoff(*c.query_dtype) : 0;
@@ -40,16 +46,20 @@ DotCoefficients dot_coefficients(const Contract& c, const BoundContext& x, const
   const double tau = scaled_later ? 0 : terms[BoundTerm::score_scale] * u;
   const double prescaled = terms[BoundTerm::query_prescale_product] * 2 * u;
   const double products = terms[BoundTerm::dot_products] * safety::one_rounding * u;
+  const double projected =
+      terms[BoundTerm::projected_keys] * projection_error(c, x) * (1 + gamma_n);
   DotCoefficients k{};
   k.relative = (1 + prescale) * (1 + gamma_n) - 1;
   k.per_prefix = terms[BoundTerm::dot_in_order] * eps * (1 + 2 * n * eps);
-  k.per_absolute =
-      terms[BoundTerm::dot_second_order] * eps * eps * n * n + (c.products_rounded ? products : 0);
+  k.per_absolute = terms[BoundTerm::dot_second_order] * eps * eps * n * n +
+                   (c.products_rounded ? products : 0) + projected;
   k.scale = x.scale * (1 + tau);
   k.per_dot = (tau + (c.query_dtype ? prescaled : 0)) * x.scale;
   k.floor =
       terms[BoundTerm::dot_underflow] * (2 * dim + 2) * c.product_floor * std::max(1.0, x.scale);
-  // By Cauchy and Schwarz, the elements of a key add up to at most sqrt(D) times its norm.
+  // By Cauchy and Schwarz, the elements of a vector add up to at most sqrt(D) times its norm.
+  k.floor += terms[BoundTerm::dot_underflow] * static_cast<double>(x.projection) * c.product_floor *
+             std::sqrt(static_cast<double>(x.dim)) * t.query_norm * (1 + gamma_n) * k.scale;
   k.floor += terms[BoundTerm::dot_operands] * c.operand_floor * std::sqrt(dim) *
              (t.key_norm + t.query_norm) * (1 + gamma_n) * k.scale;
   if (c.query_dtype)
@@ -64,7 +74,7 @@ void dot_errors(const Contract& c, const BoundContext& x, const RowTruth& t, dou
   const double* absolute = t.absolute;
   const double* prefix = t.prefix;
   const double* dot = t.dot;
-  if (!(c.ordered && t.prefix && !c.query_dtype)) {
+  if (!(adds_in_order(c) && t.prefix && !c.query_dtype)) {
     for (Index j = 0; j < t.count; ++j)
       error[j] = absolute[j] * k.scale * k.relative + std::fabs(dot[j]) * k.per_dot + k.floor;
   } else if (absolute) {
@@ -147,15 +157,15 @@ void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, d
 
 // bounds.md, 9: whether sum |q||k_j| is of first order, and has to be taken
 bool needs_absolute(const Contract& c, const BoundContext& x) {
-  const double n = dot_roundings(c, static_cast<double>(x.dim));
-  return !c.ordered || c.query_dtype || c.products_rounded ||
+  const double n = score_roundings(c, x);
+  return !adds_in_order(c) || c.query_dtype || c.products_rounded || x.projection > 0 ||
          !(c.dot_roundoff * n * n < safety::negligible_second_order);
 }
 
 // bounds.md, 5: no score leaves the range, by norms alone
 bool excludes_overflow(const Contract& c, const BoundContext& x, double absolute,
                        double magnitude) {
-  const double gamma_n = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
+  const double gamma_n = gamma_factor(score_roundings(c, x), c.dot_roundoff);
   const double above = absolute * (1 + gamma_n) * (1 + safety::second_order);
   return above < c.largest &&
          above * x.scale + magnitude * (1 + safety::second_order) < largest_score(c);
@@ -164,7 +174,7 @@ bool excludes_overflow(const Contract& c, const BoundContext& x, double absolute
 // bounds.md, 5: whether a score of the row may, or must, leave the range
 void find_overflow(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out) {
   if (!t.absolute) return;  // the caller has excluded that scores leave the range
-  const double gamma_n = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
+  const double gamma_n = gamma_factor(score_roundings(c, x), c.dot_roundoff);
   const double score_limit = largest_score(c);
   // A score must fit the accumulator before the scale. After the scale, and after every bias, it
   // must fit where scores are kept.

@@ -16,6 +16,8 @@ namespace assay {
   X(dot_in_order, 1)           /* eps sum |S_k| */                          \
   X(dot_second_order, 1)       /* eps^2 N^2 a_j */                          \
   X(dot_products, 1)           /* products rounded before they are added */ \
+  X(dot_blocks, 1)             /* blocks of products that are aligned */    \
+  X(projected_keys, 1)         /* elements of K that are sums themselves */ \
   X(dot_underflow, 1)          /* (2 D + 2) phi */                          \
   X(dot_operands, 1)           /* elements of Q and K that are read as 0 */ \
   X(query_prescale, 1)         /* a query rounded after scaling */          \
@@ -49,6 +51,9 @@ namespace assay {
   X(split_merges, 3)           /* max(u, eps) (|B| + |A_s| + |B + A_s|) */  \
   X(perturbed_sums, 3)         /* sum X_k: what perturbations meet */       \
   X(value_products, 3)         /* p_j v_j rounded before it is added */     \
+  X(value_blocks, 3)           /* blocks of such products */                \
+  X(masked_in_blocks, 3)       /* masked keys that take part in blocks */   \
+  X(projected_values, 3)       /* elements of V that are sums themselves */ \
   X(corrections_in_sums, 3)    /* R_j in gamma_N and gamma_L */             \
   X(row_sum, 3)                /* gamma_L */                                \
   X(sink_merge, 3)             /* the correction of O for a sink */         \
@@ -59,6 +64,8 @@ namespace assay {
   X(value_underflow, 3)        /* of the products with V */                 \
   X(value_operands, 3)         /* elements of V that are read as 0 */       \
   X(division, 3)               /* by the row sum */                         \
+  X(divided_weights, 3)        /* of every weight before P V */             \
+  X(divided_underflow, 3)      /* of that division */                       \
   X(lse_weights, 4)            /* -log1p(-defect) */                        \
   X(log, 4)                    /* log_ulp */                                \
   X(log_near_one, 4)           /* an ulp of 1/2 near l = 1 */               \

@@ -169,9 +169,10 @@ double sink_exponent(const Contract& c, const BoundContext& x, const RowTruth& t
   const double per_argument = terms[BoundTerm::argument] * c.argument_roundings * u;
   const double exps = terms[BoundTerm::exp] + terms[BoundTerm::corrections] * e.most_rescales;
   const double per_unit = terms[BoundTerm::exp_per_unit] * c.exp_ulp_per_unit;
-  const double fused = terms[BoundTerm::fused_argument] * safety::folded_constant * u *
-                           (max + t.sink_gap + e.delta) +
-                       terms[BoundTerm::folded_constant] * c.scale_error * (max + t.sink_gap);
+  const double fused =
+      terms[BoundTerm::fused_argument] * safety::fused_argument * u * (max + t.sink_gap + e.delta) +
+      terms[BoundTerm::folded_constant] * safety::folded_constant * c.scale_error *
+          (max + t.sink_gap);
   return (per_argument * reach * (1 + safety::second_order_units * u) + exps * c.exp_ulp * 2 * u +
           per_unit * 2 * u * reach + (c.fused_argument ? fused : 0)) *
          (1 + safety::second_order);

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <limits>
 
+#include "oracle/safety_factors.h"
+
 namespace assay {
 
 namespace {
@@ -106,7 +108,8 @@ std::vector<Contract> backward_ladder(Dtype dtype, Index tile, Index group) {
 
 double gamma_factor(double k, double u) {
   const double ku = k * u;
-  return ku < 0.9 ? ku / (1 - ku) : std::numeric_limits<double>::infinity();
+  return ku < safety::largest_sum_of_roundoffs ? ku / (1 - ku)
+                                               : std::numeric_limits<double>::infinity();
 }
 
 double dot_roundings(const Contract& c, double length) {

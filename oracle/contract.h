@@ -36,7 +36,7 @@ struct Contract {
   bool fused_argument = false;    // exp2(fma(S, c, -m c)) instead of a subtraction
   // The relative error of a constant that is folded into the argument (scale * log2 e).
   double scale_error = 0;
-  // A query is scaled and then rounded to it; without it, scores are scaled instead.
+  // The dtype to which a scaled query is rounded. If there is none, scores are scaled instead.
   std::optional<Dtype> query_dtype;
   // exp(x) errs by exp_ulp + exp_ulp_per_unit |x|, in ulp.
   double exp_ulp = 1, exp_ulp_per_unit = 0;

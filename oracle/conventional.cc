@@ -7,6 +7,8 @@
 #include <cmath>
 #include <limits>
 
+#include "oracle/safety_factors.h"
+
 namespace assay {
 namespace {
 
@@ -124,9 +126,10 @@ std::optional<Substitute> substitute(const ProjectedAttention& p, WeightlessRows
 
 // bounds.md, 13, Flushed subnormals: what an fp32 without subnormals loses
 Contract flushing(const Contract& contract) {
-  constexpr double least_normal = 0x1p-126;
+  using safety::least_normal;
   Contract flushes = contract;
-  flushes.product_floor = std::max(contract.product_floor, 2 * least_normal);
+  flushes.product_floor =
+      std::max(contract.product_floor, safety::losses_of_flushed_product * least_normal);
   flushes.exp_floor = std::max(contract.exp_floor, least_normal);
   return flushes;
 }

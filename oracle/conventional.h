@@ -54,9 +54,9 @@ class ZeroTimesNan {
   std::vector<char> by_value_, by_visible_value_;
 };
 
-// Looks for conventions that nobody declared, and under which outputs are right that fail under
-// ours. `right` judges under given conventions. The answer declares `declared` and what differs.
-// Nothing: no convention explains the outputs.
+// Looks for conventions that nobody declared, and that make outputs right which fail under ours.
+// `right` judges the outputs under given conventions. The result has the conventions of `declared`
+// and those that differ from ours. It is empty if no convention explains the outputs.
 std::optional<Conventions> explaining_conventions(
     const Attention& p, const Conventions& declared,
     const std::function<bool(const Conventions&)>& right);

@@ -45,8 +45,8 @@ inline Preimage preimage(double y, Dtype out, double arithmetic_roundoff) {
   return {y - h, y + h};
 }
 
-// bounds.md, 13, Flushed subnormals: the same for a 0 that a kernel writes in the place of every
-// subnormal number
+// bounds.md, 13, Flushed subnormals: what is known of a number that was stored as 0, if the kernel
+// writes 0 in the place of every subnormal number
 inline Preimage flushed_preimage(Dtype out) {
   const double least_normal = std::ldexp(1.0, format(out).min_exponent);
   return {-least_normal, least_normal};

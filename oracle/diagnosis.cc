@@ -50,11 +50,11 @@ struct ExactRows {
   std::vector<Foreseen> known;
 };
 
-// What a problem, altered or not, gives in the rows that are asked.
+// What a problem, altered or not, gives in the rows that are compared.
 struct Prediction {
-  EvidenceRows rows;         // of the sources
-  std::vector<Index> taken;  // of each asked row: its row among those; -1: none, NaN
-  ExactRows exact;           // of the asked rows
+  EvidenceRows rows;         // the rows that the compared rows get their outputs from
+  std::vector<Index> taken;  // for each compared row, its index in `rows`; -1: its outputs are NaN
+  ExactRows exact;           // of the compared rows
   RowMajor got;
   Eigen::VectorXd got_lse;
   bool of_o = true;  // O is altered
@@ -90,7 +90,7 @@ Foreseen sum_row(const Attention& p, const TiledSoftmax& how, Index row_tile,
                  const EvidenceHead& head, Index r, Eigen::Ref<Eigen::RowVectorXd> o, double& lse) {
   const Block& k = head.block;
   const Index i = k.row(r).index;
-  // Masked keys that are loaded take part.
+  // This kernel also sums the masked keys of the tiles that it loads.
   Index begin = k.key0, end = k.key0 + k.count;
   SoftmaxRow row;
   if (how.loads_masked_keys()) {
@@ -166,8 +166,8 @@ class Attentions {
     for (const RowPlace& at : places_)
       if (const auto from = source_of(a, at)) sources[{from->b, from->h}].insert(from->row);
     const Index group = problem_.shape.group();
-    // The storage of altered tensors ends with the alteration, and the next one may have its
-    // address.
+    // Heads of altered tensors must not stay in the cache. Their storage is freed with the
+    // alteration, and the tensors of the next alteration may lie at the same address.
     const bool original =
         a.problem.k.data == problem_.k.data && a.problem.v.data == problem_.v.data;
     HeadCache altered;
@@ -183,7 +183,7 @@ class Attentions {
     return x;
   }
 
-  // Puts the outputs of the sources into the rows that are asked.
+  // Gives each compared row the outputs of the row that it gets them from.
   void take_sources(const Alteration& a, Prediction& x) const {
     const ExactRows all = outputs_of(a, x.rows);
     std::map<RowPlace, Index> index;
@@ -249,25 +249,25 @@ class Attentions {
   HeadCache cache_;
 };
 
-// The errors that are typical of the evaluated rows; infinite: not asked.
+// The errors that are typical of the evaluated rows; infinite where a row is not compared.
 struct Typical {
   Eigen::VectorXd o, lse;
 };
 
-// What a row may err by, from the typical error of the row that it was made from.
+// The typical error of an altered row, which grows with the row, from that of the row before.
 double typical_after(double before, double after, double typical) {
   const double grown = before > 0 && after > before && std::isfinite(after) ? after / before : 1;
   return grown * typical;
 }
 
-// Whether the outputs of some row that has weights are foreseen.
+// Whether outputs are predicted for some row that has weights.
 bool foresees(const ExactRows& x) {
   for (Index at = 0; at < x.lse.size(); ++at)
     if (x.known[usize(at)] == Foreseen::outputs && x.lse(at) != -inf) return true;
   return std::ranges::find(x.known, Foreseen::wrong) == x.known.end();
 }
 
-// Whether a row is wrong, if errors of the row `from` of `typical` are typical of it.
+// Whether a row is wrong, if its typical errors are those of row `from` in `typical`.
 bool is_wrong(const Prediction& right, Index at, const Typical& typical, Index from, double limit,
               bool with_lse) {
   const double error = rms_error(right.got.row(at), right.exact.o.row(at));
@@ -275,17 +275,17 @@ bool is_wrong(const Prediction& right, Index at, const Typical& typical, Index f
   return with_lse &&
          !(error_of(right.got_lse(at), right.exact.lse(at)) <= lse_limit * typical.lse(from));
 }
-// A row that is foreseen to be wrong fits least of those that fit, if it is.
+// A row that is predicted to be wrong fits if it is wrong, but only just: nothing more is known.
 void add_wrong_row(Fits& fits, bool wrong, double limit) {
   fits.add(wrong ? 0.99 * limit : inf, wrong ? inf : 0, 1, limit);
 }
 
-// The s of all asked rows, O before LSE: those of what the kernel gave, and those of what is right.
+// The s of all compared rows, O before LSE, against the prediction and against the right outputs.
 Fits fits_of(const Prediction& x, const Prediction& right, const Typical& typical, Dtype out,
              bool with_lse) {
   Fits fits;
   const double limit = row_limit_of(out, x.exact.o.cols());
-  // Of sums that the source did not have.
+  // The sums that the alteration adds have roundings of their own.
   const double roundoff = 2 * unit_roundoff(Dtype::f32);
   if (!foresees(x.exact)) return fits;
   for (Index at = 0; at < x.exact.o.rows(); ++at) {
@@ -318,7 +318,7 @@ Fits fits_of(const Prediction& x, const Prediction& right, const Typical& typica
   return fits;
 }
 
-// Where no replicates can be made, errors inside the bounds are as typical as can be told.
+// Where no replicates can be made, every error that is inside its bound counts as typical.
 Typical typical_by_bounds(const EvidenceRows& rows) {
   return {rows.bound / row_limit_of(rows.out_dtype, rows.exact.cols()), rows.lse_bound / lse_limit};
 }
@@ -359,7 +359,7 @@ void for_each_hypothesis(const Visit& visit) {
     for (const Hypothesis& h : table) visit(h);
 }
 
-// The coarser products that LSE shows, and whose errors of O are as large as those that were given.
+// The coarser products that LSE fits, and whose errors of O are as large as the candidate's.
 std::vector<Explanation> told_products(Attentions& attentions, const ProjectedAttention& problem,
                                        const AttentionOutput& out, const Contract& strict,
                                        const Prediction& right, const JudgeOptions& options) {

@@ -1,5 +1,5 @@
-// What a wrong output looks like: exact outputs of altered problems, which a known fault would
-// compute, are held against the output of a case that fails. docs/evidence.md, 5.
+// Finds the known faults that a wrong output looks like: compares the output of a case that failed
+// with the exact outputs of altered problems, which faulty kernels would give. docs/evidence.md, 5.
 #pragma once
 
 #include <span>
@@ -12,11 +12,11 @@
 
 namespace assay {
 
-// A hypothesis whose exact outputs leave errors that are typical of an arithmetic.
+// A hypothesis that explains the output: the errors against its exact outputs are typical.
 struct Explanation {
   std::string hypothesis;  // its name, as hypothesis_names() has it
   std::string words;       // "the causal diagonal is one key late"
-  // Hypotheses whose outputs are the same in the rows that were asked.
+  // Other hypotheses, whose outputs are the same in the rows that were compared.
   std::vector<std::string> same;
   std::string arithmetic;  // of which the errors are typical; empty: they are inside their bounds
   double median = 0, largest = 0;  // of s over the rows that were asked
@@ -24,7 +24,7 @@ struct Explanation {
 };
 
 struct Diagnosis {
-  std::vector<Explanation> explanations;  // the one that leaves the least first, at most five
+  std::vector<Explanation> explanations;  // the one with the smallest errors first, at most five
   Index tried = 0;  // hypotheses that apply, and whose outputs differ from the right ones
   Index rows_asked = 0;
   std::string not_asked;  // why nothing was tried

@@ -35,9 +35,9 @@ struct GradientFormula {
   double exponent = 1;            // every argument of exp is multiplied by it
   bool clamps_weights = false;    // an exponential for arguments of at most 0 gives at most 1
   bool inverts_triangle = false;  // in dK and dV
-  // The operands of products in fewer bits: all of them, or P before it meets dO. P and dS are
-  // rounded after they are multiplied by `dither`, and are divided by it again: another dither is
-  // another draw of their roundings.
+  // Rounds the operands of products to fewer bits: all operands, or only P before the product with
+  // dO. P and dS are multiplied by `dither`, rounded, and divided by it again. Another dither gives
+  // other rounding errors of the same size.
   double (*rounds_operands)(double) = nullptr;
   double (*rounds_weights)(double) = nullptr;
   double dither = 1;
@@ -346,7 +346,7 @@ class GradientSums {
       for (Index j = 0; j < k.count; ++j) {
         const std::size_t at = k.pair(i, j);
         if (!k.visible[at]) continue;
-        // The triangle beside the one that is right.
+        // A faulty kernel keeps the other triangle: the keys behind the diagonal.
         if (f.inverts_triangle && f.problem.causal && !p.causal &&
             k.key0 + j <= i + p.offset_of(b_))
           continue;
@@ -420,7 +420,7 @@ std::pair<Index, Index> group_of(const AttentionShape& s, const Verdict& failed)
   return {e.b, e.output == Output::dq ? e.h / s.group() : e.h};
 }
 
-// What is usual of typical errors in units of the gauges.
+// The median over the rows of typical error / gauge.
 double usual_part(const Eigen::VectorXd& sigma, const Eigen::VectorXd& gauge) {
   std::vector<double> parts;
   for (Index r = 0; r < sigma.size(); ++r)
@@ -452,8 +452,8 @@ Fits fits_of(const EvidenceGroup& group, const GroupSums& right, const GroupSums
   return fits;
 }
 
-// The fits of what was given to what is right, where errors are as large as those of a coarser
-// arithmetic: of the rows whose errors that makes larger, and of the others.
+// How the candidate's errors fit the size of a coarser arithmetic's errors: first for the rows in
+// which this arithmetic has larger errors than the strict one, then for the other rows.
 std::pair<Fits, Fits> fits_of_coarser(const EvidenceGroup& group, const GroupSums& right,
                                       const std::vector<GroupSums>& draws,
                                       const std::vector<Eigen::VectorXd>& sigma) {
@@ -483,7 +483,7 @@ bool same(const GroupSums& a, const GroupSums& b) {
   return true;
 }
 
-// The coarser arithmetics whose errors are as large as those that were given.
+// The coarser arithmetics whose errors are as large as the candidate's.
 std::vector<Explanation> coarser_arithmetics(const Attention& problem, const AttentionOutput& o,
                                              const EvidenceGroup& group, const GradientSums& sums,
                                              const GroupSums& right, const Contract& strict,

@@ -35,7 +35,7 @@ struct ProductReading {
   ProductColumns w;
 };
 
-// One reading of the product. What is empty is right.
+// One reading of the product. An empty function stands for the right reading.
 struct AlteredProduct {
   std::function<double(const ProductReading&, Index k, Index n)> code;
   std::function<double(const ProductReading&, Index t, Index n)> scale;
@@ -310,7 +310,7 @@ bool same(const ProductPrediction& a, const ProductPrediction& b) {
   return same_numbers(a.exact, b.exact);
 }
 
-// The s of the rows of the sample. Typical errors grow with the elements.
+// The s of the rows of the sample. An element that is larger than right has larger typical errors.
 Fits fits_of(const ProductSample& s, const RowMajor& got, const RowMajor& right,
              const RowMajor& typical_square, const RowMajor& exact) {
   Fits fits;

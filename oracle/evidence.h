@@ -50,8 +50,8 @@ struct FilterAnswer {
   double z = 0;       // share / rms of the share over the replicates
   double least = 0;   // a smaller share is no fault, however certain it is
 
-  // |z|, or less where the share is too small to matter. No fault is there a hundred times: such a
-  // share is the rounding of a direction that nearly vanishes.
+  // |z|, or less where the share is too small to matter. A share above 100 belongs to no fault: the
+  // direction is then nearly 0, and the share is the quotient of two rounding errors.
   double significance() const {
     constexpr double most = 100;
     const double size = std::fabs(share);

@@ -65,7 +65,7 @@ bool may_underflow(const EvidenceHead& head, Index r, Index value_dim) {
   return underflows(weights) || underflows(largest);
 }
 
-// Puts what is exact in the rows of a head below that of the heads before.
+// Copies the exact O and LSE of a head and their bounds, below those of the heads before.
 void take_head(const EvidenceHead& head, EvidenceRows& all) {
   const Block& k = head.block;
   const Index dv = all.exact.cols();
@@ -85,7 +85,7 @@ void take_head(const EvidenceHead& head, EvidenceRows& all) {
   }
 }
 
-// Puts what the candidate gave in the rows of a head beside what is exact. Fully masked rows that
+// Compares the candidate's rows of a head with the exact ones. Fully masked rows that
 // are not 0 by convention have no replicates.
 void compare_head(const EvidenceHead& head, const AttentionOutput& out,
                   const Conventions& conventions, EvidenceRows& all) {
@@ -113,8 +113,8 @@ void compare_head(const EvidenceHead& head, const AttentionOutput& out,
 
 }  // namespace
 
-// The output rounding has a spread of half an ulp / sqrt(3) in the largest element of a row, and
-// less in smaller ones. Luck must not make it zero.
+// The rms of the output rounding is half an ulp / sqrt(3) for the largest element of a row, and
+// less for smaller ones. Even if all replicates are exact by chance, typical errors are not 0.
 double floor_of_row(Dtype out, double largest) { return half_ulp(out, largest) / 3; }
 double floor_of_lse(double lse) { return half_ulp(Dtype::f32, std::max(std::fabs(lse), 1.0)) / 2; }
 
@@ -240,11 +240,11 @@ double typical_of_row(const std::vector<RowMajor>& errors, Index row, double flo
   const double square = products.trace();
   if (!std::isfinite(square)) return inf;
   const double rms = std::sqrt(square / static_cast<double>(count * columns));
-  // No replicate rounds anything that a bound allows to be rounded.
+  // The replicates are nearly exact here, by chance. A right kernel need not be.
   constexpr double exact_by_luck = 0x1p-12, typical_of_bound = 0x1p-4;
   if (!(rms > exact_by_luck * bound) && std::isfinite(bound))
     return std::max(4 * std::max(rms, floor), typical_of_bound * bound);
-  // 1 where all replicates err along one direction, up to their number where they do not.
+  // 1 if the errors of all replicates have one direction; up to their number if all differ.
   const double directions = square * square / products.squaredNorm();
   const double caution = 1 + 3 / (directions * std::sqrt(directions));
   return caution * std::max(rms, floor);

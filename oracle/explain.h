@@ -84,7 +84,7 @@ struct Fits {
     given.add(error, typical, limit);
     right.add(from_right, typical, limit);
   }
-  // Of a row: the errors against what is right, and the step from there to the prediction.
+  // Adds a row: its errors against the right outputs, and the step from these to the prediction.
   template <class Error, class Step>
   void add_share(const Error& error, const Step& step, double typical) {
     if (!(typical > 0) || !std::isfinite(typical) || !step.allFinite() || !error.allFinite())
@@ -92,14 +92,14 @@ struct Fits {
     along_ += error.dot(step) / typical / typical;
     step_ += step.squaredNorm() / typical / typical;
   }
-  // Errors against the prediction are typical, and those against what is right are not, or they
-  // are the prediction's all the same: small ones in all rows together.
+  // The errors against the prediction are typical. The errors against the right outputs are not, or
+  // they are small in each row but, over all rows together, follow the steps to the prediction.
   bool explains() const {
     return !given.empty() && given.excess() <= 1 && (!(right.excess() <= 1) || are_the_steps());
   }
-  // Errors are as large as those of a coarser arithmetic are: typical in every row, and not small.
-  // The next format has eight times, or in eight bits twice, as large errors. A kernel that rounds
-  // once is below what is typical of all schedules.
+  // The errors are as large as those of a coarser arithmetic: typical in every row, and not small.
+  // The errors of the next format are eight times as large, or twice as large for eight bits. A
+  // kernel that rounds only once has smaller errors than is typical.
   bool has_the_size() const {
     constexpr double least = 0.25, most = 2;
     return !given.empty() && given.excess() <= 1 && given.median() >= least &&
@@ -159,15 +159,15 @@ class Trials {
   void add(Trial trial) {
     ++tried_;
     if (!std::isfinite(trial.distance)) return;
-    // Predictions that are the same keep their order whatever the rounding of their sums.
+    // Equal predictions keep their order, even if their sums were rounded differently.
     trial.distance = static_cast<double>(static_cast<float>(trial.distance));
     trials_.push_back(std::move(trial));
     if (trials_.size() > 2 * most_kept) keep_nearest();
   }
 
-  // Asks those that are nearest. `same(a, b)`: two predictions are the same.
+  // Examines the nearest predictions. `same(a, b)` says whether two predictions are the same.
   // `ask(prediction, take)` calls take(arithmetic, fits) for one arithmetic after the other, until
-  // it returns true, which means that it fits.
+  // take() returns true, which means that the prediction fits.
   template <class Same, class Ask>
   Diagnosis explain(Index rows, const Same& same, const Ask& ask) {
     Diagnosis d;

@@ -40,13 +40,13 @@ class Filters {
   bool usable(Index r) const { return replicates_.usable[usize(r)] && replicates_.sigma(r) > 0; }
   double weight(Index r) const { return 1 / (replicates_.sigma(r) * replicates_.sigma(r)); }
 
-  // A direction that is all rounding of the oracle's own sums tells nothing.
+  // A direction tells nothing if it consists of rounding errors of the oracle's own sums.
   bool is_noise(double square, Index r) const {
     constexpr double least = 0x1p-40;
     return !(square > least * least * rows_.exact.row(r).squaredNorm());
   }
 
-  // Adds a row's part of a question that has no index.
+  // Adds one row to the only share of a question, which has no key, lane, tile or distance.
   void add(Shares& share, Index r, const Eigen::RowVectorXd& direction) const {
     const double w = weight(r);
     if (is_noise(direction.squaredNorm(), r)) return;
@@ -68,13 +68,13 @@ class Filters {
     answer("O is too large by a factor", least_factor(roundoff_, rows_.out_dtype), share);
   }
 
-  // A fault of the row sum moves all LSE to one side.
+  // A fault in the row sum makes the LSE of all rows too large, or of all rows too small.
   void ask_lse() {
     Shares share(1, count_, spread_);
     for (Index r = 0; r < rows_.rows(); ++r) {
       const double sigma = replicates_.lse_sigma(r);
       if (!rows_.lse_asked[usize(r)] || !usable(r) || !std::isfinite(sigma)) continue;
-      // In units of LSE where it is large, because its rounding is.
+      // The rounding error of an LSE grows with the LSE, so the direction does as well.
       const double w = std::max(1.0, std::fabs(rows_.lse(r))) / (sigma * sigma);
       std::vector<double> by_chance(usize(count_));
       for (Index k = 0; k < count_; ++k)

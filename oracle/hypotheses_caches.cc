@@ -54,7 +54,7 @@ class Codes {
   const TensorView &tokens_, &values_;
 };
 
-// K and V whose numbers are read(codes, stored number, b, g, j, column).
+// Replaces the numbers of K and V by read(codes, stored number, b, g, j, column).
 template <class Read>
 bool read_codes(Alteration& a, const Read& read) {
   ProjectedAttention& p = a.problem;
@@ -69,7 +69,7 @@ bool read_codes(Alteration& a, const Read& read) {
   return change(p.k, a.stored->k) && change(p.v, a.stored->v);
 }
 
-// The same, where the code alone is read wrongly.
+// The same, for a fault that reads codes wrongly and scales right.
 template <class Read>
 bool read_code_alone(Alteration& a, Dtype dtype, const Read& read) {
   return a.stored && a.stored->dtype == dtype &&
@@ -83,7 +83,7 @@ double as_code(Dtype dtype, double x, double steps, double most) {
   return decode(dtype, static_cast<std::uint64_t>(code));
 }
 
-// The code is the largest one below 2^128 under its scale, and the one above it is read.
+// The largest code that stays below 2^128 under its scale is read as the next code: as infinity.
 double beyond_binary32(const StoredTokens& stored, const StoredNumber& x) {
   const Dtype d = stored.dtype;
   const double magnitude = std::fabs(x.code);
@@ -93,7 +93,7 @@ double beyond_binary32(const StoredTokens& stored, const StoredNumber& x) {
                                                         : x.scale * x.code;
 }
 
-// K and V whose token j of sequence b is that of source(b, j); none: zeros.
+// Replaces token j of sequence b by the token source(b, j); without a source, by zeros.
 using TokenPlace = std::optional<std::pair<Index, Index>>;
 template <class Source>
 bool read_tokens(Alteration& a, const Source& source) {
@@ -122,7 +122,7 @@ TokenPlace token_of(const Attention& p, Index b, Index j) {
   return std::pair(b, j);
 }
 
-// Only the rows that came with the last append see the pages as they are at the end.
+// Predicts only the rows of the last append. Earlier rows did not see the pages as they are now.
 void tell_last_rows(Alteration& a) {
   const std::vector<Index>& appends = a.stored->appends;
   if (appends.size() < 2) return;

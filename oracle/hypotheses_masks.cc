@@ -61,7 +61,7 @@ bool fill_masked(Alteration& a, double fill, Index tile, bool zeros = false) {
   return true;
 }
 
-// Masks of elements are read at the row from(i, j); where that is negative, nothing is masked.
+// Reads the element masks of the pair (i, j) at row from(i, j). A negative row masks nothing.
 template <class From>
 bool read_masks_at(Alteration& a, const From& from) {
   Attention& p = a.problem;
@@ -84,7 +84,7 @@ bool read_masks_at(Alteration& a, const From& from) {
   });
 }
 
-// The scores of row i become slope * (i + offset) larger, as if ALiBi counted keys from the first.
+// Adds slope * (i + offset) to the scores of row i, as if ALiBi counted from the first key.
 bool shift_scores(Alteration& a) {
   Attention& p = a.problem;
   const Attention before = p;
@@ -98,7 +98,7 @@ bool shift_scores(Alteration& a) {
   });
 }
 
-// Each sequence has one key more, behind its length: the last one again, or zeros.
+// Each sequence gets one more key behind its length: a copy of its last key, or zeros.
 bool read_slot_behind(Alteration& a, bool repeats_last) {
   ProjectedAttention& p = a.problem;
   if (p.projection || masks_elements(p) || p.shape.keys == 0) return false;

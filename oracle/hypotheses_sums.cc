@@ -36,7 +36,7 @@ bool sum_wrongly(Alteration& a, Index tile, void (*change)(TiledSoftmax&)) {
   change(*a.softmax);
   return true;
 }
-// The first split is merged with others.
+// One step of the merge of splits is wrong. A tile is a whole split.
 bool merge_wrongly(Alteration& a, Index split, void (*change)(TiledSoftmax&)) {
   if (split >= a.problem.shape.keys) return false;
   a.softmax.emplace();
@@ -45,7 +45,7 @@ bool merge_wrongly(Alteration& a, Index split, void (*change)(TiledSoftmax&)) {
   return true;
 }
 
-// Only where the changed strides stay inside the tensor.
+// Whether the changed strides differ from the tensor's own and stay inside it.
 bool strides_fit(const TensorView& of, const Extents& other) {
   for (std::size_t axis = 0; axis < 4; ++axis)
     if (other[axis] < 0 || other[axis] > of.stride[axis]) return false;
@@ -53,7 +53,7 @@ bool strides_fit(const TensorView& of, const Extents& other) {
 }
 Extents packed_strides(const Extents& e) { return {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}; }
 
-// The same, with what follows inside the range of binary32 alone.
+// As given, but outputs are predicted only inside the range of binary32.
 bool in_range_alone(Alteration& a, bool applies) {
   if (!applies) return false;
   a.softmax->zero_sum_is_nan = true;
@@ -90,8 +90,8 @@ bool leading_splits_are_nan(Alteration& a, Index split, bool from_first_key) {
   return a.problem.shape.keys > 0;
 }
 
-// Of the keys of the tiles that a row loads, those that no interval leaves to it (or that it does
-// not see at all) have weight 0, and 0 * NaN is NaN.
+// A row loads whole tiles. In these, keys outside its interval (with `single_keys`: all keys that
+// it does not see) get the weight 0, and 0 * NaN is NaN.
 bool masked_values_spread(Alteration& a, Index tile, bool single_keys) {
   if (a.problem.projection || (single_keys && !masks_elements(a.problem))) return false;
   a.of_lse = false;
@@ -116,7 +116,7 @@ bool masked_values_spread(Alteration& a, Index tile, bool single_keys) {
   return true;
 }
 
-// What the memory of O holds in binary32, as far as it reaches.
+// The kernel wrote O in binary32 into a tensor of 16-bit numbers, where half of the numbers fit.
 bool output_in_twice_the_width(Alteration& a) {
   TensorView& o = a.out.o;
   const Extents packed = packed_strides(o.shape);
@@ -124,7 +124,7 @@ bool output_in_twice_the_width(Alteration& a) {
   if (format(o.dtype).bits != 16 || o.stride != packed || count > most_altered_elements)
     return false;
   const TensorView from = o;
-  // As it lies in memory: a half of a number may look like NaN.
+  // Copies bits and not values, because half of a number may look like a NaN.
   const auto bits = [&](Index at) {
     return std::uint32_t{static_cast<const std::uint16_t*>(from.data)[from.origin + at]};
   };
@@ -161,7 +161,7 @@ bool is_zero_where(Alteration& a, const Wrong& wrong) {
   return true;
 }
 
-// The first row from which on all of O is 0 in the candidate's output; their number if none is.
+// The first of the last rows of O that are all 0; the number of rows if the last row is not 0.
 Index first_of_zero_rows(const TensorView& o) {
   Index first = o.shape[2];
   const auto is_zero = [&](Index row) {

@@ -14,11 +14,9 @@ constexpr double inf = std::numeric_limits<double>::infinity();
 
 Index round_up(Index n, Index to) { return (n + to - 1) / to * to; }
 
-double dropout_scale(const Attention& p) {
-  return p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1;
-}
-
 }  // namespace
+
+double dropout_scale(const Attention& p) { return 1 / (1 - static_cast<double>(p.dropout)); }
 
 void load_row(const TensorView& t, Index b, Index h, Index i, std::vector<double>& row) {
   row.resize(usize(t.shape[3]));
@@ -55,9 +53,10 @@ double quantum_of(double x) {
 KeyValues::KeyValues(const ProjectedAttention& p, Index batch, Index head) : b(batch), g(head) {
   load_elements(p);
   if (p.projection) load_gauges(p);
+  single = !p.projection;  // binary32 holds no gauges
   for (Dtype dtype : {p.q.dtype, p.k.dtype, p.v.dtype}) single = single && dtype != Dtype::f64;
   if (p.shape.keys > 0) {
-    const double squared = keys_transposed.colwise().squaredNorm().maxCoeff();
+    const double squared = keys_transposed_absolute.colwise().squaredNorm().maxCoeff();
     largest_key_norm = std::sqrt(squared) * (1 + safety::norm);
     largest_value = values_absolute.maxCoeff();
   }

@@ -19,13 +19,13 @@ class KeyValues {
 
   Index b, g;
   RowMajor keys_transposed;           // D x Lk, padded; 0 where not finite
-  RowMajor keys_transposed_absolute;  // absolute values of keys_transposed
+  RowMajor keys_transposed_absolute;  // absolute values of keys_transposed, or their gauges
   RowMajor values;                    // Lk x Dv, padded, times keep_scale; 0 where not finite
   RowMajor values_absolute;
   // K and V in binary32. If `single`, they are exact, except that the product with keep_scale was
   // rounded.
   RowMajorSingle keys_transposed_single, values_single;
-  bool single = true;  // whether binary32 holds all numbers of K and V, in its normal range
+  bool single = true;  // whether binary32 holds all that is known of K and V, in its normal range
   double largest_key_norm = 0, largest_value = 0;  // upper bounds of the norms of keys and of |v|
   std::vector<char> key_not_finite;                // per key
   std::vector<char> value_not_finite;              // per key: whether some column is not finite
@@ -42,6 +42,9 @@ class KeyValues {
   mutable std::once_flag quantum_once_;
   mutable double key_quantum_ = std::numeric_limits<double>::infinity();
 };
+
+// 1 / (1 - p) of the dropout p, by which kept values are multiplied; 1 without dropout.
+double dropout_scale(const Attention& p);
 
 // Reads one row of a tensor as doubles. The dtype is looked at only once for the row.
 void load_row(const TensorView& t, Index b, Index h, Index i, std::vector<double>& row);

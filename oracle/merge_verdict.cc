@@ -3,6 +3,7 @@
 
 #include "oracle/decide.h"
 #include "oracle/merge.h"
+#include "oracle/safety_factors.h"
 #include "oracle/tally.h"
 
 namespace assay {
@@ -10,9 +11,6 @@ namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
-
-// The relative error of the bounds themselves, which are evaluated in fp64.
-constexpr double slack = 0x1p-40;
 
 // Balls start with the first number of bits. It is doubled up to the last number until every
 // element is decided.
@@ -41,7 +39,7 @@ class MergeJudge {
   // Computes the row, and repeats it in balls of more and more bits as long as an element is
   // undecided.
   void enclose() {
-    long bits = contract_.roundoff < 0x1p-40 ? first_ball_bits : 0;
+    long bits = contract_.roundoff < safety::least_roundoff_of_fp64 ? first_ball_bits : 0;
     row_ = merge_row(problem_, contract_, b_, h_, i_, bits);
     while (bounded() && bits < last_ball_bits && any_undecided()) {
       bits = bits == 0 ? first_ball_bits : 2 * bits;
@@ -61,11 +59,12 @@ class MergeJudge {
 
   Decision decide_o(Index c) const {
     return decide(preimage(got_o(c), out_.o.dtype, contract_.roundoff), row_.o[usize(c)],
-                  row_.o_low[usize(c)], row_.o_radius[usize(c)], row_.o_bound[usize(c)], slack);
+                  row_.o_low[usize(c)], row_.o_radius[usize(c)], row_.o_bound[usize(c)],
+                  safety::merge_slack);
   }
   Decision decide_lse() const {
     return decide(preimage(got_lse(), out_.lse.dtype, contract_.roundoff), row_.lse, row_.lse_low,
-                  row_.lse_radius, row_.lse_bound, slack);
+                  row_.lse_radius, row_.lse_bound, safety::merge_slack);
   }
 
   void judge_lse() {

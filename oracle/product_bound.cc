@@ -136,9 +136,12 @@ double ProductBounds::bound_of_any_order(std::size_t i, double steps, double lar
   if (c.scales_weights)
     weights += terms_[Term::scaled_weights] * 2 * (1 + c.roundoff) * c.roundoff * gauge_[i] +
                2 * terms_[Term::scaled_weights] * steps * c.floor * largest;
-  const double roundings = c.block > 0
-                               ? std::ceil(steps / c.block) * (c.block + 2)
-                               : steps + (c.products_rounded ? terms_[Term::sum_products] : 0);
+  double roundings = steps + (c.products_rounded ? terms_[Term::sum_products] : 0);
+  // bounds_product.md, 5, Blocks that are aligned: every product of a block, the sum before it, and
+  // the sum after it
+  if (c.block > 0)
+    roundings =
+        steps + terms_[Term::sum_blocks] * (std::ceil(steps / c.block) * (c.block + 2) - steps);
   return weights +
          terms_[Term::sum_in_any_order] * gamma_factor(roundings, c.roundoff) *
              (gauge_[i] + weights) +

@@ -29,6 +29,7 @@ namespace assay {
   X(sum_in_any_order, 4)              /* of the additions of all terms */                          \
   X(sum_products, 4)                  /* of their products, where there is no FMA */               \
   X(sum_underflow, 4)                 /* of their products where they underflow */                 \
+  X(sum_blocks, 5)                    /* of blocks of products that are aligned */                 \
   X(scaled_weights, 5)                /* of a tensor scale that every weight is multiplied by */   \
   X(tensor_scale, 5)                  /* of the product with a tensor scale */                     \
   X(tensor_scale_underflow, 5)        /* of that product where it underflows */

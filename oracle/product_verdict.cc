@@ -9,6 +9,7 @@
 #include "oracle/product.h"
 #include "oracle/product_bound.h"
 #include "oracle/row_sample.h"
+#include "oracle/safety_factors.h"
 #include "oracle/tally.h"
 #include "oracle/weigh.h"
 #include "oracle/weigh_product.h"
@@ -16,10 +17,6 @@
 
 namespace assay {
 namespace {
-
-// The relative error of the bounds themselves. They are evaluated in fp64, with chains of at most a
-// few thousand roundings.
-constexpr double slack = 0x1p-36;
 
 // The number of terms that the power certificate takes for a tile.
 Index tile_of(const LowBitView& w) { return w.group > 0 && w.group <= max_tile ? w.group : 128; }
@@ -60,7 +57,7 @@ class ProductJudge {
       return tally_.excuse("sums may leave the range");
     if (std::isnan(e.got)) return fail(e, "C is NaN");
     const Preimage y = preimage(e.got, c_.dtype, contract_.roundoff);
-    switch (decide(y, exact.high, exact.low, exact.radius, bound.bound, slack)) {
+    switch (decide(y, exact.high, exact.low, exact.radius, bound.bound, safety::product_slack)) {
       case Decision::outside:
         return fail(e, bound.bound == 0 ? "C is wrong, and no rounding explains it"
                                         : "C is outside its bound");

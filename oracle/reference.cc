@@ -103,6 +103,7 @@ class BlockEvaluation {
   double n_live(Index r) {
     return static_cast<double>(state(r).live) + safety::additions_of_blocks;
   }
+  // bounds.md, 6: gamma of the oracle's own sums
   double gamma64(Index r) {
     const double terms = n_live(r) + static_cast<double>(p_.projection.length);
     return gamma_factor(terms + safety::roundings_of_term, safety::unit64);
@@ -268,7 +269,7 @@ void BlockEvaluation::keep_scores() {
 // leave the range
 void BlockEvaluation::gauge_scores() {
   const Index n = block_.count;
-  if (c_.ordered && n > 0) prefix_sums(kv_, m_.q, block_.key0, n, m_.prefix);
+  if (adds_in_order(c_) && n > 0) prefix_sums(kv_, m_.q, block_.key0, n, m_.prefix);
   const double largest_magnitude =
       additions_ > 0 && m_.magnitude.size() > 0 ? m_.magnitude.maxCoeff() : 0;
   if (!block_.rows.empty())
@@ -293,7 +294,7 @@ RowTruth BlockEvaluation::truth_of(Index r) {
   t.absolute_limit = absolute_limit_;
   t.key_norm = kv_.largest_key_norm;
   t.query_norm = m_.q.row(r).norm() * (1 + safety::norm);
-  t.prefix = from(m_.prefix, c_.ordered && block_.count > 0);
+  t.prefix = from(m_.prefix, adds_in_order(c_) && block_.count > 0);
   t.weight = from(m_.weight, true);
   t.magnitude = from(m_.magnitude, additions_ > 0);
   t.product = from(m_.product, additions_ > 0);
@@ -413,9 +414,11 @@ void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) 
   const double largest = hulls.largest(c);
   const ColumnSums sums{m_.sum_centred(r, c), with_order_ ? 0 : m_.sum_absolute(r, c),
                         c_.dot_roundoff * m_.sum_prefix(r, c), with_tail_ ? m_.sum_tail(r, c) : 0};
-  // An upper bound of sum p |v|, whose terms are differences of partial sums.
+  // An upper bound of sum p |v|. Its terms are differences of partial sums, but those with the
+  // gauges of projected values are not.
+  const double of_prefix = p_.projection ? inf : 2 * m_.sum_prefix(r, c);
   const double of_moduli = std::isfinite(bound.gamma_n) ? sums.absolute / bound.gamma_n : inf;
-  const double plain = std::min(largest, with_order_ ? 2 * m_.sum_prefix(r, c) : of_moduli);
+  const double plain = std::min(largest, with_order_ ? of_prefix : of_moduli);
   // This is the identity of section 3 at unit roundoff 2^-53. Its exponents are at most kappa times
   // those of the contract.
   const double centred = sums.centred + magnitude * bound.zero_centred;
@@ -488,7 +491,7 @@ Reference::Reference(const ProjectedAttention& problem, const Contract& contract
   context_.scale = static_cast<double>(problem.scale);
   context_.softcap = static_cast<double>(problem.softcap);
   context_.dropout = problem.dropout > 0;
-  context_.keep_scale = 1 / (1 - static_cast<double>(problem.dropout));
+  context_.keep_scale = dropout_scale(problem);
   context_.projection = problem.projection.length;
   context_.terms = terms;
 }

@@ -100,7 +100,7 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   const BallRow ball(p, block.b, block.h, known.index, bits);
   const Index first = known.seen_begin, count = known.seen_end - first;
   RefinedRow row;
-  row.truth = ball.truth(block.key0 + first, count, contract_.ordered);
+  row.truth = ball.truth(block.key0 + first, count, adds_in_order(contract_));
   row.visible = block.visible.data() + block.pair(r, first);
   for (auto* v : {&row.centred, &row.absolute, &row.tail}) v->assign(usize(count), 0);
   derive_row_bound(contract_, context_, row.truth, row.bound,

@@ -23,8 +23,8 @@ inline constexpr double two_roundings_of_exp = 2.02;
 // A constant that was rounded has a relative error e. The product with it errs by e (1 + u), and a
 // second constant of this kind adds as much.
 inline constexpr double folded_constant = 1.001;
-// The rounding of fma(S, c, -m c). To express it in natural units it is divided by a constant,
-// which has an error of its own.
+// The rounding of fma(S, c, -m c), of a score or of a sink. To express it in natural units it is
+// divided by a constant, which has an error of its own.
 inline constexpr double fused_argument = 1.002;
 // The product of two factors of one_rounding, for a radius that is a sum of such terms and is
 // enlarged once more.
@@ -74,6 +74,12 @@ inline constexpr double largest_gap_of_exp = 745;
 inline constexpr double gap_of_zero_weight = 104.5;
 // The absolute error of a product that underflows in an fp32 that has subnormals.
 inline constexpr double least_subnormal = 0x1p-149;
+// An fp32 without subnormals loses every number below this one.
+inline constexpr double least_normal = 0x1p-126;
+// It may lose a product, and also the sum that takes the product: two losses for every product.
+inline constexpr double losses_of_flushed_product = 2;
+// gamma(k, u) = k u / (1 - k u) is at most 10 k u up to this k u. Beyond it nothing is claimed.
+inline constexpr double largest_sum_of_roundoffs = 0.9;
 // If log l is below 0.7, l lies between 1 and 2. There a logarithm may err by an ulp of 1/2,
 // instead of an ulp of its result.
 inline constexpr double log_near_one = 0.7;
@@ -90,6 +96,8 @@ inline constexpr double coarsest_exact_roundoff = 0x1p-23;
 
 // ## The oracle's own arithmetic (fp64)
 
+// The radius of a ball has few bits. Its conversion to fp64 rounds, and so does this product.
+inline constexpr double radius_in_fp64 = 0x1p-50;
 inline constexpr double unit64 = 0x1p-53;
 // exp, log and tanh of the library are assumed to err by up to 64 ulp, which is many times the
 // known error of any library.
@@ -138,6 +146,9 @@ inline constexpr double gap_in_fp64 = 0x1p-52;
 // The underflow of exp and of products in merges. Their terms underflow only at the edge of fp64,
 // by 2^-1074 and a few roundings.
 inline constexpr double merge_underflow = 0x1p-1070;
+// The relative error of a merge's bound. exp errs by up to 2^-46 (64 ulp), its argument by 745
+// units of 2^-53, and each of a few thousand parts adds a few roundings.
+inline constexpr double merge_slack = 0x1p-40;
 // A part that lies farther below the maximum than this has a weight too small for any precision
 // that is used here.
 inline constexpr double largest_distance_in_balls = 1e6;
@@ -166,6 +177,12 @@ inline constexpr double additions_of_blocks = 4;
 // The further roundings of dO.v in fp64: the products with dropout and with the difference, and the
 // additions between blocks. They are fewer than six.
 inline constexpr double roundings_of_values = 6;
+// An operation of fp64 rounds once, by 2^-53 of a result that its operands may enlarge a little.
+inline constexpr double own_rounding = 2;
+// dS = p t is a product of two rounded numbers. Its own roundings are fewer than four.
+inline constexpr double own_roundings_of_product = 4;
+// The roundings of D in fp64 beside its additions: the product, and the difference of the two O.
+inline constexpr double own_roundings_of_delta = 2;
 // exp of fp64 errs by up to 64 ulp, which are 128 units of 2^-53 (2^-46). This number is twice
 // that, and covers the weight's other roundings.
 inline constexpr double library_exp = 0x1p-45;
@@ -195,6 +212,9 @@ inline constexpr double largest_exponent = 80;
 // The error of a sum of two doubles times a double: the lower one is rounded by 2^-53, and it is at
 // most 2^-52 of the higher one.
 inline constexpr double two_doubles = 0x1p-100;
+// The relative error of the bound of a product. It is computed in fp64, in chains of fewer than
+// 2^17 roundings.
+inline constexpr double product_slack = 0x1p-36;
 // S_k and T_t are computed in fp64. A sum of L terms errs by L 2^-53 of the sum of their absolute
 // values, and L such sums enter a recurrence.
 inline constexpr double partial_sums_in_fp64 = 0x1p-52;

@@ -27,13 +27,13 @@ struct FilterAnswers {
   }
 };
 
-// The shares of the directions of one kind of fault, by an index: a key, a lane, a tile, a
-// distance. Rows are added up: those of the candidate, and those of every replicate, which tell
-// what chance does.
+// The shares of one kind of fault, by an index: a key, a lane, a tile or a distance. Each share is
+// a sum over rows. The same sums over the errors of replicates show how large a share can be by
+// chance.
 class Shares {
  public:
-  // `independent` is the least spread, as a part of that of independent errors: where sums cancel,
-  // twelve replicates may agree, and kernels do not.
+  // The variance of a share counts as at least `independent` times that of independent errors.
+  // Where sums cancel, the twelve replicates may agree with one another although kernels differ.
   Shares(Index count, Index replicates, double independent = 0)
       : independent_(independent),
         numerator_(Eigen::ArrayXd::Zero(count)),
@@ -42,8 +42,8 @@ class Shares {
 
   Index size() const { return numerator_.size(); }
 
-  // `product` is sum w g e, `square` sum w g g; `by_chance` is the former with the errors of each
-  // replicate.
+  // `product` is sum w g e, and `square` is sum w g g. `by_chance` has sum w g e over the errors of
+  // each replicate.
   void add(Index at, double product, double square, const double* by_chance) {
     numerator_(at) += product;
     denominator_(at) += square;

@@ -79,7 +79,7 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
   }
 }
 
-// bounds.md, 14: an infinity times what is read as 0
+// bounds.md, 14: whether an infinity is multiplied by a number that is read as 0
 bool reads_factor_as_zero(const Contract& c, const Attention& p, const KeyValues& kv,
                           const Block& block, Index row, const RowVisibility& seen) {
   if (c.operand_floor == 0) return false;
@@ -150,8 +150,10 @@ ExactElement exact_element(const Contract& c, double sum, double count, double n
       safety::rest_of_both_sums * n_live * std::exp(-safety::gap_of_zero_weight) * largest_value;
   const double division = safety::one_rounding * c.division_roundings * c.roundoff * std::fabs(o);
   // A kernel that flushes may lose each product and each sum below the least normal number.
-  const double lost =
-      (c.product_floor > safety::least_subnormal ? 2 * c.product_floor : 0) + c.operand_floor;
+  const double lost = (c.product_floor > safety::least_subnormal
+                           ? safety::losses_of_flushed_product * c.product_floor
+                           : 0) +
+                      c.operand_floor;
   return {o, rest + (power_of_two ? 0 : safety::unit64 * std::fabs(o)),
           safety::rest_of_kernel * rest + lost + c.division_roundings * c.product_floor +
               (power_of_two ? 0 : division)};

@@ -67,8 +67,8 @@ class Spread {
   }
 
  private:
-  // An infinite LSE makes NaN of the weight of a score of -inf. That of a row that sees no key is
-  // no work of an input.
+  // If LSE is infinite, the weight of a score of -inf is NaN. This does not count for a row that
+  // sees no key: its LSE is -inf whatever the inputs hold.
   bool lse_is_spoilt(Index h, Index i) const {
     if (!in_.lse) return true;
     const double lse = load(in_.lse, in_.lse.at(b_, h, i, 0));

@@ -12,11 +12,16 @@ namespace assay {
 namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
-// The bounds and the values are computed in fp64; both err by far less than this.
+// Enlarges a bound by what fp64 may lose of it, and of the value beside it.
 constexpr double own = 1 + safety::stage;
 
-double keep_scale(const Attention& p) {
-  return p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1;
+// What a cast of weights adds; nothing without a dtype.
+struct WeightCast {
+  double roundoff = 0, floor = 0;
+};
+WeightCast cast_to(const std::optional<Dtype>& dtype) {
+  if (!dtype) return {};
+  return {unit_roundoff(*dtype), half_min_subnormal(*dtype)};
 }
 
 }  // namespace
@@ -26,6 +31,7 @@ bool StageRow::visible(Index j) const {
   return at >= 0 && at < block_.count && block_.visible[usize(at)];
 }
 
+// bounds.md, 15, Scores: of a visible key, before the biases
 Expected StageRow::score(Index j) const {
   const auto at = usize(j - block_.key0);
   double t = static_cast<double>(p_->scale) * block_.dot[at], e = block_.score_error[at];
@@ -41,6 +47,7 @@ Expected StageRow::plain_score(Index j) const {
   return p_->softcap > 0 ? Expected::unknown() : score(j);
 }
 
+// bounds.md, 15, Scores: with the biases
 Expected StageRow::masked(Index j) const {
   if (!visible(j)) return {-inf, 0};
   const auto at = usize(j - block_.key0);
@@ -50,121 +57,116 @@ Expected StageRow::masked(Index j) const {
                  safety::gap_in_fp64 * (std::fabs(max) + block_.gap[at])};
 }
 
+template <class Body>
+void StageRow::for_each_visible(Index first, Index end, const Body& body) const {
+  for (Index j = std::max(first, block_.key0); j < std::min(end, block_.key0 + block_.count); ++j)
+    if (visible(j)) body(j);
+}
+
+// bounds.md, 15, Maxima: m and E_m over the visible keys of [first, end)
 const StageRow::Maximum& StageRow::maximum(Index first, Index end) const {
   const auto [found, made] = maxima_.try_emplace({first, end});
   Maximum& m = found->second;
   if (!made) return m;
-  m = {-inf, 0, 0};
-  double high = -inf, low = -inf;
-  for (Index j = std::max(first, block_.key0); j < std::min(end, block_.key0 + block_.count); ++j) {
-    if (!visible(j)) continue;
+  double most = -inf, high = -inf, low = -inf;
+  for_each_visible(first, end, [&](Index j) {
     const Expected s = masked(j);
     ++m.live;
-    m.value = std::max(m.value, s.value);
+    most = std::max(most, s.value);
     high = std::max(high, s.value + s.error);
     low = std::max(low, s.value - s.error);
-  }
-  if (m.live > 0) m.error = std::max(high - m.value, m.value - low);
+  });
+  m.most = m.live > 0 ? Expected{most, std::max(high - most, most - low)} : Expected::unknown();
   return m;
 }
 
-Expected StageRow::row_max(Index first, Index end) const {
-  const Maximum& m = maximum(first, end);
-  return m.live == 0 ? Expected::unknown() : Expected{m.value, m.error};
+Expected StageRow::row_max(Index first, Index end) const { return maximum(first, end).most; }
+
+// bounds.md, 15, Weights and corrections: H of the exponential e^(from - to)
+double StageRow::exponent_error(const Expected& from, const Expected& to) const {
+  const double u = c_->roundoff, x = (to.value - from.value) + from.error + to.error;
+  const double per_argument = c_->argument_roundings * u * (1 + safety::second_order_units * u) +
+                              2 * u * c_->exp_ulp_per_unit + c_->scale_error;
+  const double largest = std::max(std::fabs(from.value), std::fabs(to.value)) + to.error;
+  const double fused = c_->fused_argument ? safety::two_roundings * u * largest : 0;
+  return (from.error + to.error + per_argument * x + 2 * u * c_->exp_ulp + fused) * own;
 }
 
-// Computes H of docs/trace.md, the error of the argument s_j - m and of one exponential.
-double StageRow::exponent_error(Index j, const Maximum& m) const {
-  const Expected s = masked(j);
-  const double u = c_->roundoff, reach = (m.value - s.value) + s.error + m.error;
-  double h = s.error + m.error +
-             (c_->argument_roundings * u * (1 + 4 * u) + 2 * u * c_->exp_ulp_per_unit) * reach +
-             2 * u * c_->exp_ulp;
-  if (c_->fused_argument)
-    h += safety::two_roundings * u * (std::max(std::fabs(s.value), std::fabs(m.value)) + m.error);
-  return (h + c_->scale_error * reach) * own;
-}
-
+// bounds.md, 15, Weights and corrections: e^(m_before - m)
 Expected StageRow::correction(Index first, Index before, Index end) const {
   const Maximum &was = maximum(first, before), &is = maximum(first, end);
   if (was.live == 0) return Expected::unknown();
-  const double u = c_->roundoff, gap = is.value - was.value, reach = gap + was.error + is.error,
-               value = std::exp(-gap);
-  double h = was.error + is.error +
-             (c_->argument_roundings * u * (1 + 4 * u) + 2 * u * c_->exp_ulp_per_unit) * reach +
-             2 * u * c_->exp_ulp + c_->scale_error * reach;
-  if (c_->fused_argument)
-    h += safety::two_roundings * u *
-         (std::max(std::fabs(was.value), std::fabs(is.value)) + is.error);
-  return {value, (value * expm1_above(h * own) + c_->exp_floor) * own};
+  const double value = std::exp(was.most.value - is.most.value);
+  return {value, (value * expm1_above(exponent_error(was.most, is.most)) + c_->exp_floor) * own};
 }
 
+// bounds.md, 15, Weights and corrections: e^(s_j - m), under dropout and before or after its cast
 Expected StageRow::weight(Index j, Index first, Index end) const {
   const Maximum& m = maximum(first, end);
   if (m.live == 0) return Expected::unknown();
   if (!visible(j)) return {0, 0};
-  const double exact = std::exp(masked(j).value - m.value);
-  double error = exact * expm1_above(exponent_error(j, m)) + c_->exp_floor;
+  const Expected s = masked(j);
+  const double exact = std::exp(s.value - m.most.value), keep_scale = dropout_scale(*p_);
+  double error = exact * expm1_above(exponent_error(s, m.most)) + c_->exp_floor;
   if (p_->dropout > 0) {
     if (!block_.kept[usize(j - block_.key0)]) return {0, 0};
-    error = keep_scale(*p_) * (error + gamma_factor(3, c_->roundoff) * (exact + error)) +
-            c_->product_floor;
+    const double gamma = gamma_factor(safety::roundings_of_keep, c_->roundoff);
+    error = keep_scale * (error + gamma * (exact + error)) + c_->product_floor;
   }
-  const double value = exact * keep_scale(*p_);
+  const double value = exact * keep_scale;
   // The bound covers the cast, because a probe may see the weight before or after it.
-  if (c_->weight_dtype)
-    error += std::max(unit_roundoff(*c_->weight_dtype) * (value + error),
-                      half_min_subnormal(*c_->weight_dtype) * keep_scale(*p_));
+  const WeightCast cast = cast_to(c_->weight_dtype);
+  error += std::max(cast.roundoff * (value + error), cast.floor * keep_scale);
   return {value, error * own};
 }
 
-// Each key has an exponential and one correction for every later tile. Then comes a chain of
-// additions and products.
+// bounds.md, 15, Sums: the weights that a sum adds, each with e^H - 1 after all corrections
+template <class Body>
+void StageRow::for_each_weight(Index first, Index end, Index tiles, const Body& body) const {
+  const Maximum& m = maximum(first, end);
+  const double corrections = 2 * c_->roundoff * c_->exp_ulp * static_cast<double>(tiles);
+  for_each_visible(first, end, [&](Index j) {
+    const Expected s = masked(j);
+    body(j, std::exp(s.value - m.most.value), expm1_above(exponent_error(s, m.most) + corrections));
+  });
+}
+
+// bounds.md, 15, Sums: l
 Expected StageRow::row_sum(Index first, Index end, Index tiles) const {
   const Maximum& m = maximum(first, end);
   if (m.live == 0) return Expected::unknown();
-  const double u = c_->roundoff, corrections = 2 * u * c_->exp_ulp * static_cast<double>(tiles);
-  const double gamma = gamma_factor(static_cast<double>(m.live + tiles) + 1, u),
-               floor = static_cast<double>(tiles + 1) * c_->exp_floor;
-  const bool rounded = c_->sum_from_rounded && c_->weight_dtype;
-  const double cast = rounded ? unit_roundoff(*c_->weight_dtype) : 0,
-               cast_floor = rounded ? half_min_subnormal(*c_->weight_dtype) : 0;
+  const double gamma = gamma_factor(static_cast<double>(m.live + tiles) + 1, c_->roundoff);
+  const double floor = static_cast<double>(tiles + 1) * c_->exp_floor;
+  const WeightCast cast = c_->sum_from_rounded ? cast_to(c_->weight_dtype) : WeightCast{};
   double value = 0, error = 0;
-  for (Index j = std::max(first, block_.key0); j < std::min(end, block_.key0 + block_.count); ++j) {
-    if (!visible(j)) continue;
-    const double w = std::exp(masked(j).value - m.value),
-                 growth = expm1_above(exponent_error(j, m) + corrections);
+  for_each_weight(first, end, tiles, [&](Index, double w, double growth) {
     value += w;
-    error += w * growth + (gamma + cast) * w * (1 + growth) + floor + cast_floor;
-  }
+    error += w * growth + (gamma + cast.roundoff) * w * (1 + growth) + floor + cast.floor;
+  });
   return {value, error * own};
 }
 
+// bounds.md, 15, Sums: a column of the accumulator
 Expected StageRow::accumulated(Index first, Index end, Index tiles, Index column) const {
   const Maximum& m = maximum(first, end);
   if (m.live == 0) return Expected::unknown();
-  const double u = c_->roundoff, corrections = 2 * u * c_->exp_ulp * static_cast<double>(tiles);
-  const double gamma = gamma_factor(
-      dot_roundings(*c_,
-                    static_cast<double>(m.live + (c_->dot_block > 0 ? c_->dot_block * tiles : 0))) +
-          static_cast<double>(tiles) + 1,
-      std::max(c_->dot_roundoff, u));
-  const double dropout = p_->dropout > 0 ? gamma_factor(3, u) : 0,
-               floor = static_cast<double>(tiles + 1) * c_->exp_floor;
-  const double cast = c_->weight_dtype ? unit_roundoff(*c_->weight_dtype) : 0,
-               cast_floor = c_->weight_dtype ? half_min_subnormal(*c_->weight_dtype) : 0;
-  double value = 0, error = 0;
-  for (Index j = std::max(first, block_.key0); j < std::min(end, block_.key0 + block_.count); ++j) {
-    if (!visible(j) || (p_->dropout > 0 && !block_.kept[usize(j - block_.key0)])) continue;
-    const double w = std::exp(masked(j).value - m.value),
-                 growth = expm1_above(exponent_error(j, m) + corrections),
-                 v = kv_->values(j, column);
+  const double u = c_->roundoff;
+  // Every tile may begin a block of its own.
+  const double length = static_cast<double>(m.live + c_->dot_block * tiles);
+  const double gamma = gamma_factor(dot_roundings(*c_, length) + static_cast<double>(tiles) + 1,
+                                    std::max(c_->dot_roundoff, u));
+  const double dropout = p_->dropout > 0 ? gamma_factor(safety::roundings_of_keep, u) : 0;
+  const double floor = static_cast<double>(tiles + 1) * c_->exp_floor;
+  const WeightCast cast = cast_to(c_->weight_dtype);
+  double value = 0, error = static_cast<double>(tiles) * c_->product_floor;
+  for_each_weight(first, end, tiles, [&](Index j, double w, double growth) {
+    if (p_->dropout > 0 && !block_.kept[usize(j - block_.key0)]) return;
+    const double v = kv_->values(j, column), off = w * growth + floor, all = w + off;
+    const double sum = (gamma + cast.roundoff + dropout) * all * (1 + cast.roundoff);
     value += w * v;
-    const double off = w * growth + floor, all = w + off;
-    error += (off + (gamma + cast + dropout) * all * (1 + cast) + cast_floor) * std::fabs(v) +
-             c_->product_floor;
-  }
-  return {value, (error + static_cast<double>(tiles) * c_->product_floor) * own};
+    error += (off + sum + cast.floor) * std::fabs(v) + c_->product_floor;
+  });
+  return {value, error * own};
 }
 
 Expected StageRow::output(Index column) const {
@@ -232,107 +234,114 @@ const StageRow& StageReference::row(Index b, Index h, Index i) {
   return row;
 }
 
-void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) const {
-  const AttentionShape& s = problem_.shape;
-  const Contract& c = contract_;
-  const Block& block = row.block_;
-  const BlockRow& known = block.row(0);
-  // dLSE is one more term of D.
-  const double u = c.roundoff,
-               length = static_cast<double>(s.value_dim) + (backward_->d_lse ? 2 : 1);
-  const auto n = usize(block.count);
-  for (auto* list : {&row.probability_, &row.weight_gradient_, &row.score_gradient_})
-    list->assign(usize(s.keys), Expected{});
-  // P and D are computed from the stored LSE and O, because a kernel reads these.
-  double stored = 0, stored_absolute = 0;
-  std::vector<double> d_o(usize(s.value_dim));
-  for (Index column = 0; column < s.value_dim; ++column) {
-    const double x = load(backward_->d_o, backward_->d_o.at(b, h, i, column)),
-                 o = load(backward_->o, backward_->o.at(b, h, i, column));
-    if (!std::isfinite(x) || !std::isfinite(o)) row.judged_ = false;
-    d_o[usize(column)] = x;
-    stored += x * o;
-    stored_absolute += std::fabs(x * o);
+namespace {
+
+// bounds_backward.md, 11: the row with the O and the LSE that were stored, and the weights that
+// these give
+Block with_stored_forward(Block block, const AttentionBackwardInput& in) {
+  BlockRow& row = block.row(0);
+  for (Index c = 0; c < block.value_dim; ++c) {
+    BlockElement& e = block.element(0, c);
+    e = {};
+    e.value = load(in.o, in.o.at(block.b, block.h, row.index, c));
   }
-  const double d_lse = lse_gradient_of_row(*backward_, b, h, i);
-  if (!std::isfinite(d_lse)) row.judged_ = false;
-  stored -= d_lse;
-  stored_absolute += std::fabs(d_lse);
-  const double lse = load(backward_->lse, backward_->lse.at(b, h, i, 0));
-  if (!row.judged_ || (!std::isfinite(lse) && !known.fully_masked)) {
-    row.judged_ = false;
-    return;
-  }
-  row.delta_ = {known.fully_masked ? 0 : stored,
-                (gamma_factor(length, u) * stored_absolute + length * c.product_floor) * own};
-  if (known.fully_masked) {
-    row.delta_ = Expected::unknown();  // nothing reads the D of such a row
-    return;
-  }
-  BackwardContext x;
-  x.forward = {s.dim, static_cast<double>(problem_.scale), static_cast<double>(problem_.softcap),
-               problem_.dropout > 0};
-  x.value_dim = s.value_dim;
-  x.keep_scale = keep_scale(problem_);
-  x.keys_length = x.rows_length = x.bias_length = 1;
-  // dP includes the scale of dropout, because the values of kv_ are already multiplied by it.
-  std::vector<double> dp(n), dp_absolute(n), weight(n), scratch(7 * n);
-  const double gamma_values =
-      gamma_factor(dot_roundings(c, static_cast<double>(s.value_dim)), c.dot_roundoff);
-  for (std::size_t j = 0; j < n; ++j) {
+  row.lse = {};
+  row.lse.value = load(in.lse, in.lse.at(block.b, block.h, row.index, 0));
+  for (std::size_t j = 0; j < block.weight.size(); ++j)
+    block.weight[j] = block.visible[j] ? std::exp((row.max - row.lse.value) - block.gap[j]) : 0;
+  return block;
+}
+
+// Whether the stored O and LSE, dO and dLSE of a row are numbers. The LSE of a row that sees no key
+// is not one.
+bool reads_numbers(const Block& stored, const std::vector<double>& d_o, double d_lse) {
+  const auto finite = [](double x) { return std::isfinite(x); };
+  const auto is_number = [](const BlockElement& e) { return std::isfinite(e.value); };
+  const BlockRow& row = stored.row(0);
+  return std::ranges::all_of(d_o, finite) && std::ranges::all_of(stored.o, is_number) &&
+         std::isfinite(d_lse) && (row.fully_masked || std::isfinite(row.lse.value));
+}
+
+// R_j dO.v_j of a row, and the same over absolute values.
+struct ValueProducts {
+  std::vector<double> sum, absolute;
+};
+ValueProducts value_products(const KeyValues& kv, const Block& block,
+                             const std::vector<double>& d_o) {
+  ValueProducts dp{std::vector<double>(usize(block.count)),
+                   std::vector<double>(usize(block.count))};
+  for (std::size_t j = 0; j < dp.sum.size(); ++j) {
     if (!block.visible[j]) continue;
-    weight[j] = std::exp((known.max - lse) - block.gap[j]);
-    for (Index column = 0; column < s.value_dim; ++column) {
-      const double term =
-          d_o[usize(column)] * row.kv_->values(block.key0 + static_cast<Index>(j), column);
-      dp[j] += term;
-      dp_absolute[j] += std::fabs(term);
+    for (std::size_t column = 0; column < d_o.size(); ++column) {
+      const double v = kv.values(block.key0 + static_cast<Index>(j), static_cast<Index>(column));
+      dp.sum[j] += d_o[column] * v;
+      dp.absolute[j] += std::fabs(d_o[column] * v);
     }
-    row.weight_gradient_[usize(block.key0) + j] = {
-        dp[j] / x.keep_scale,
-        (gamma_values * dp_absolute[j] / x.keep_scale + (length + 1) * c.product_floor) * own};
-    // This concerns dropped pairs too, because a kernel may compute them before it drops them.
-    if (!(dp_absolute[j] * (1 + safety::accumulation) < c.largest)) row.judged_ = false;
-    if (problem_.dropout > 0 && !block.kept[j]) dp[j] = dp_absolute[j] = 0;
   }
-  GradientTruth t;
-  t.count = block.count;
-  t.gap = block.gap.data();
-  t.weight = weight.data();
-  t.dot = block.dot.data();
-  t.score_error = block.score_error.data();
-  t.capped_error = problem_.softcap > 0 ? block.capped_error.data() : nullptr;
-  t.dp = dp.data();
-  t.dp_absolute = dp_absolute.data();
-  t.kept = problem_.dropout > 0 ? block.kept.data() : nullptr;
-  t.max = known.max;
-  t.lse = lse;
-  t.delta = stored;
+  return dp;
+}
+
+}  // namespace
+
+void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) const {
+  for (auto* list : {&row.probability_, &row.weight_gradient_, &row.score_gradient_})
+    list->assign(usize(problem_.shape.keys), Expected{});
+  const Block stored = with_stored_forward(row.block_, *backward_);
+  std::vector<double> d_o;
+  load_row(backward_->d_o, b, h, i, d_o);
+  row.judged_ = reads_numbers(stored, d_o, lse_gradient_of_row(*backward_, b, h, i));
+  row.delta_ = Expected::unknown();  // nothing reads the D of a row that sees no key
+  if (!row.judged_ || stored.row(0).fully_masked) return;
+  // bounds_backward.md, 11: D
+  const Delta delta = delta_of_row(contract_, {}, *backward_, stored, 0, d_o.data());
+  row.delta_ = {delta.value, delta.error * own};
+  if (!(delta.stored * (1 + safety::accumulation) < contract_.largest)) row.judged_ = false;
+  ValueProducts dp = value_products(*row.kv_, stored, d_o);
+  add_weight_gradients(row, dp.sum, dp.absolute);
+  for (std::size_t j = 0; problem_.dropout > 0 && j < dp.sum.size(); ++j)
+    if (!stored.kept[j]) dp.sum[j] = dp.absolute[j] = 0;
+  GradientTruth t = truth_of_row(problem_, stored, 0);
+  t.dp = dp.sum.data();
+  t.dp_absolute = dp.absolute.data();
+  t.delta = delta.value;
   t.delta_error = row.delta_.error;
-  double* out = scratch.data();
-  const GradientWeights weights{out,         out + n,     out + 2 * n, out + 3 * n,
-                                out + 4 * n, out + 5 * n, out + 6 * n};
-  const GradientRow bound = derive_gradient_row(c, x, t, weights);
-  if (bound.may_overflow || bound.vacuous) {
-    row.judged_ = false;
-    return;
+  add_pairs(row, t);
+}
+
+// bounds_backward.md, 11: dP, before dropout
+void StageReference::add_weight_gradients(StageRow& row, const std::vector<double>& sum,
+                                          const std::vector<double>& absolute) const {
+  const Contract& c = contract_;
+  // The values of kv_ are multiplied by the scale of dropout.
+  const double keep_scale = dropout_scale(problem_);
+  const double length = static_cast<double>(problem_.shape.value_dim);
+  const double gamma = gamma_factor(dot_roundings(c, length), c.dot_roundoff);
+  const double floor = (length + 2) * c.product_floor;
+  for (std::size_t j = 0; j < sum.size(); ++j) {
+    if (!row.block_.visible[j]) continue;
+    row.weight_gradient_[usize(row.block_.key0) + j] = {
+        sum[j] / keep_scale, (gamma * absolute[j] / keep_scale + floor) * own};
+    // This concerns dropped pairs too, because a kernel may compute them before it drops them.
+    if (!(absolute[j] * (1 + safety::accumulation) < c.largest)) row.judged_ = false;
   }
-  for (std::size_t j = 0; j < n; ++j) {
-    const auto key = usize(block.key0) + j;
-    if (!block.visible[j]) continue;
-    const double argument = std::fabs((t.max - t.lse) - t.gap[j]), off = t.score_error[j];
-    double exponent =
-        off +
-        (c.argument_roundings * u * (1 + 4 * u) + 2 * u * c.exp_ulp_per_unit) * (argument + off) +
-        2 * u * c.exp_ulp;
-    if (c.fused_argument)
-      exponent += safety::two_roundings * u * std::fabs(t.lse) +
-                  c.scale_error * std::fabs(static_cast<double>(problem_.scale) * t.dot[j]);
-    double error = t.weight[j] * (expm1_above(exponent * own) + safety::least_slack) + c.exp_floor;
-    if (c.weight_dtype)
-      error += std::max(unit_roundoff(*c.weight_dtype) * (t.weight[j] + error),
-                        half_min_subnormal(*c.weight_dtype));
-    row.probability_[key] = {t.weight[j], error * own};
+}
+
+// bounds_backward.md, 11: P and dS
+void StageReference::add_pairs(StageRow& row, const GradientTruth& t) const {
+  BackwardContext x = backward_context(problem_);
+  x.keys_length = x.rows_length = x.bias_length = 1;
+  std::vector<std::vector<double>> out(8, std::vector<double>(usize(t.count)));
+  const GradientWeights weights{out[0].data(), out[1].data(), out[2].data(), out[3].data(),
+                                out[4].data(), out[5].data(), out[6].data()};
+  double* weight_error = out[7].data();
+  const GradientRow bound = derive_gradient_row(contract_, x, t, weights);
+  if (bound.may_overflow || bound.vacuous) row.judged_ = false;
+  if (!row.judged_) return;
+  derive_weight_errors(contract_, x, t, weight_error);
+  for (Index j = 0; j < t.count; ++j) {
+    if (!row.block_.visible[usize(j)]) continue;
+    const auto key = usize(row.block_.key0 + j);
+    row.probability_[key] = {t.weight[j], weight_error[j] * own};
     row.score_gradient_[key] = {weights.dot_gradient[j],
                                 weights.to_dq[j] * (1 + bound.ratio) * own};
   }

@@ -1,5 +1,5 @@
 // The exact value of every stage of tiled attention, and how far from it a kernel that keeps its
-// contract may be. Derivation: docs/trace.md.
+// contract may be. Derivation: docs/bounds.md, 15, and docs/bounds_backward.md, 11.
 //
 // After some tiles, the state of the online softmax is m = max s_j, l = sum e^(s_j - m) and the
 // accumulator sum e^(s_j - m) v_j, over the visible keys of [first, end). It does not depend on how
@@ -59,11 +59,17 @@ class StageRow {
  private:
   friend class StageReference;
   struct Maximum {
-    double value, error;  // |computed - value| <= error
-    Index live;
+    Expected most;
+    Index live = 0;
   };
   const Maximum& maximum(Index first, Index end) const;
-  double exponent_error(Index j, const Maximum& m) const;
+  double exponent_error(const Expected& from, const Expected& to) const;
+  // body(j) for the visible keys of [first, end).
+  template <class Body>
+  void for_each_visible(Index first, Index end, const Body& body) const;
+  // body(j, e^(s_j - m), the relative error of the computed one) for these keys.
+  template <class Body>
+  void for_each_weight(Index first, Index end, Index tiles, const Body& body) const;
 
   const Attention* p_ = nullptr;
   const Contract* c_ = nullptr;
@@ -86,6 +92,9 @@ class StageReference {
 
  private:
   void add_backward(StageRow& row, Index b, Index h, Index i) const;
+  void add_weight_gradients(StageRow& row, const std::vector<double>& sum,
+                            const std::vector<double>& absolute) const;
+  void add_pairs(StageRow& row, const GradientTruth& t) const;
 
   const Attention& problem_;
   const Contract contract_;

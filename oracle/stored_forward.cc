@@ -36,6 +36,22 @@ double lse_error_of_kept_weights(const Contract& c, const BackwardTerms& terms, 
 
 }  // namespace
 
+GradientTruth truth_of_row(const Attention& p, const Block& block, Index row) {
+  const std::size_t at = block.pair(row, 0);
+  GradientTruth t;
+  t.count = block.count;
+  t.gap = block.gap.data() + at;
+  t.weight = block.weight.data() + at;
+  t.dot = block.dot.data() + at;
+  t.score_error = block.score_error.data() + at;
+  t.capped_error = p.softcap > 0 ? block.capped_error.data() + at : nullptr;
+  t.kept = p.dropout > 0 ? block.kept.data() + at : nullptr;
+  t.max = block.row(row).max;
+  t.lse = block.row(row).lse.value;
+  t.lse_radius = block.row(row).lse.radius;
+  return t;
+}
+
 double lse_gradient_of_row(const AttentionBackwardInput& input, Index b, Index h, Index i) {
   return input.d_lse ? load(input.d_lse, input.d_lse.at(b, h, i, 0)) : 0;
 }
@@ -60,7 +76,7 @@ Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
   const double given = lse_gradient_of_row(input, block.b, block.h, i);
   const double d_lse = std::isfinite(given) ? given : 0, size = std::fabs(d_lse);
   const double length = static_cast<double>(columns) + 1;
-  const double gamma64 = gamma_factor(length + 2, unit64);
+  const double gamma64 = gamma_factor(length + safety::own_roundings_of_delta, unit64);
   const double sum = gamma_factor(length, c.roundoff) * d.stored;
   d.value -= d_lse;
   d.radius = d.radius * (1 + safety::evaluation) + gamma64 * (absolute + size);

@@ -1,8 +1,9 @@
-// Inside oracle/: the L and D that the forward pass left for a row's gradients, and the error of a
-// kernel that reads them. Derivation: docs/bounds_backward.md, 1.
+// Inside oracle/: what a row's gradients are computed from. These are its pairs, and the L and D
+// that the forward pass left, with the error of a kernel that reads them. Derivation:
+// docs/bounds_backward.md, 1.
 #pragma once
 
-#include "oracle/backward_terms.h"
+#include "oracle/backward_bound.h"
 #include "oracle/reference.h"
 
 namespace assay {
@@ -15,6 +16,9 @@ struct Delta {
   double radius = 0;  // the error of the oracle's D
   double stored = 0;  // sum |dO O| over the stored O, and |dLSE|
 };
+
+// The exact quantities of the row `row` of a block with scores, but for D, dP and the errors of L.
+GradientTruth truth_of_row(const Attention& p, const Block& block, Index row);
 
 // dLSE of a row; 0 where there is none.
 double lse_gradient_of_row(const AttentionBackwardInput& input, Index b, Index h, Index i);

@@ -20,8 +20,8 @@ double exponential(const TiledSoftmax& how, double x) {
   return in_range(std::exp(how.exponent * (how.clamps ? std::min(x, 0.0) : x)));
 }
 
-// What is foreseen of a row in binary32, if `exponent` is the largest argument of its exponentials.
-// Near the ends of the range, nothing is.
+// What is predicted for a row in binary32, if `exponent` is the largest argument of its
+// exponentials. Nothing is predicted near the ends of the range.
 Foreseen foreseen_of(double exponent, double sum) {
   constexpr double largest = 88.7, some_factors = 12, smallest_sum = 0x1p-100;
   if (exponent > largest + some_factors || sum == 0) return Foreseen::wrong;
@@ -37,7 +37,7 @@ struct Sums {
   Eigen::RowVectorXd values;
 };
 
-// e^(before - after), where nothing was summed before 0.
+// e^(before - after); 0 if nothing was summed before.
 double correction(const TiledSoftmax& how, double before, double after, bool in_half) {
   if (before == -inf) return 0;
   const double c = exponential(how, before - after);
@@ -66,7 +66,7 @@ Foreseen sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
     for (Index j = first; j < last; ++j)
       of_tile = std::max(of_tile, row.scores[usize(j - row.key0)]);
     if (of_tile == -inf) {
-      // A maximum that is that of the tile alone is lost, and the sums with it.
+      // This kernel keeps the maximum of the last tile only. A masked tile loses it, and the sums.
       if (how.maximum == TiledSoftmax::Maximum::of_tile) s = Sums(o.size()), lost = true;
       return;
     }

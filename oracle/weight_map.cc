@@ -14,15 +14,15 @@ namespace {
 
 // About as many products of numbers as the search may take.
 constexpr double search_budget = 0x1p29;
-// Fewer columns cannot tell keys apart.
+// With fewer columns, the values of different keys are too much alike.
 constexpr Index least_columns = 8;
 // A row is explained if no more than this part of its error is left.
 constexpr double largest_rest = 0.1;
 // A smaller change of a weight is rounding.
 constexpr double least_share = 0.02;
 
-// No more of a row's weight is taken to be missing: if all of it were, nothing would be left to
-// normalize, and any error would be explained.
+// At most this part of a row's weight is assumed to be missing. If nearly all of it were missing,
+// the rest could explain any error.
 constexpr double largest_mass = 0.75;
 
 // What is known of the keys of a row.
@@ -40,10 +40,10 @@ struct Part {
   double mass = 0;      // their weights
 };
 
-// O' = sum p (1 - x) v / sum p (1 - x) holds for the candidate's O' and the shares x that its
-// weights lack, and so do its errors: O' - O = sum x p (O' - v). They are linear in x, and a few x
-// are not 0, which are found one after the other: the part of keys whose direction holds most of
-// what is left, with all shares fitted again.
+// Let x be the share that is missing of each weight. Then the candidate's output is
+// O' = sum p (1 - x) v / sum p (1 - x), and its error O' - O = sum x p (O' - v) is linear in x.
+// A few x are not 0. They are found one after the other: each step takes the part of keys whose
+// direction explains most of the remaining error, and fits the shares of all chosen parts again.
 class RowSearch {
  public:
   RowSearch(const RowKeys& keys, const Eigen::VectorXd& error, double tolerance)
@@ -96,7 +96,7 @@ class RowSearch {
     }
   }
 
-  // A visible key lacks all of its weight or has it twice, a hidden one has it.
+  // The weight of a visible key can be missing or count twice. A hidden key can have its weight.
   bool is_possible(const Part& part, double share) const {
     return part.hidden ? share < 0 && share >= -2 : std::fabs(share) <= 2;
   }

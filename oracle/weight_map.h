@@ -1,5 +1,5 @@
-// Which weights of P a wrong O lacks, has twice, or has although its rows do not see the keys: an
-// estimate for a picture, from O alone. docs/evidence.md, 6.
+// Which weights of P are missing in a wrong O, count twice, or belong to keys that the row must not
+// see. This is an estimate for a picture, made from O alone. docs/evidence.md, 6.
 #pragma once
 
 #include <optional>
@@ -11,9 +11,9 @@ namespace assay {
 
 // One head, in cells of row_step rows and key_step keys.
 struct WeightMap {
-  // What one row of a cell of rows lacks. A share of 1 says that the weight is missing, -1 that it
-  // is there twice, or that a hidden key has its full weight; of the keys of a cell, it is that of
-  // the largest magnitude.
+  // One row for each cell of rows, with a share for each cell of keys. A share of 1 says that the
+  // weight is missing. -1 says that it counts twice, or that a hidden key has its full weight. The
+  // share of a cell is the one of its keys with the largest magnitude.
   struct Row {
     Index index = 0;
     // Whether a few keys, or tiles of keys, explain the errors. If not, there are no shares.
@@ -24,9 +24,9 @@ struct WeightMap {
   std::vector<Row> sampled;
 };
 
-// The map of the head that failed, of at most `most_cells` cells in a row or column. Nothing if no
-// row is explained by a weight: the outputs are wrong in another way, or in LSE alone; and for a
-// latent cache, and heads of fewer than 8 columns of V, which cannot tell keys apart.
+// The map of the head that failed, with at most `most_cells` cells in a row or column. None if no
+// row is explained by weights: the outputs are wrong in another way, or only LSE is. None for a
+// latent cache, or if V has fewer than 8 columns, which are too few to find a key.
 std::optional<WeightMap> map_weights(const ProjectedAttention& problem, const AttentionOutput& out,
                                      const Contract& contract, const Verdict& failed,
                                      Index most_cells, int threads);

@@ -96,7 +96,7 @@ struct ProjectedAttention : Attention {
 // What each entry of a list belongs to. Rows and keys are those of all batches.
 enum class Along : std::uint8_t { batches, query_heads, rows, keys };
 
-// A list of a problem: it has no entries at all, or one for each of what it belongs to.
+// A list of a problem: it is empty, or has one entry for each batch, query head, row or key.
 template <class T>
 struct ListField {
   std::string_view name;      // name of the field in Attention

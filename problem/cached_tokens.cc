@@ -54,8 +54,8 @@ void share(const Case& c, const TensorView& t) {
   }
 }
 
-// The scale of numbers up to `largest`. Given scales are too small for the largest numbers, as are
-// those that were found with other data, so that codes saturate.
+// The scale of numbers up to `largest`. Given scales are made too small for the largest numbers, so
+// that codes saturate. Scales that users have found with other data can be too small as well.
 double scale_for(const Case& c, double largest) {
   const Dtype dtype = c.cache_dtype();
   if (c.cache.scale == CacheScale::e8m0) return std::ldexp(1.0, covering_exponent(dtype, largest));

@@ -1,6 +1,6 @@
 // How a cache of 8- and 4-bit floats stores tokens (docs/semantics.md, Caches): the scales, and the
-// codes under a scale. The generator of inputs and those who fill pages for other people's kernels
-// ask here.
+// codes under a scale. The generator of inputs uses these functions, and so does the code that
+// fills pages for the kernels of libraries.
 #pragma once
 
 #include "problem/case.h"
@@ -21,9 +21,9 @@ double scaled_for_cache(const Case& c, double x, double scale);
 // What the tokens mean after they were stored, in f64.
 Tensor values_of_tokens(const Case& c, const TensorView& tokens, const TensorView& scales,
                         Surroundings around);
-// |x| of every element, and 0 where that is not finite. A code times an f32 scale is a product that
-// a reader may round, so the oracle takes K and V for sums of one product, whose magnitudes these
-// are.
+// |x| of every element; 0 where x is not finite. A kernel may round the product of a code and an
+// f32 scale. The oracle therefore treats each element of K and V as a sum of one product, and needs
+// the magnitudes of these products.
 Tensor magnitudes_of(const TensorView& t, Surroundings around = Surroundings::bands);
 
 }  // namespace assay

@@ -42,7 +42,7 @@ inline constexpr auto table_of<Operation> = complete<Named<Operation>>({
 
 // What a scale of a cache of 8- and 4-bit floats is, and what shares it: a group of columns of one
 // token and head (e8m0, f32), a token with all its heads, a head in a page, or the whole of K or V.
-// The scales of pages and tensors are given: who writes tokens finds them in their place.
+// The scales of pages and tensors are given: they are in memory before tokens are written.
 enum class CacheScale : std::uint8_t { e8m0, f32, f32_token, f32_page, f32_tensor };
 template <>
 inline constexpr auto table_of<CacheScale> = complete<Named<CacheScale>>({

@@ -114,8 +114,8 @@ struct ConventionRow {
   std::span<const std::string_view> values;  // ours first
   std::string_view what;                     // what it changes
   std::string_view judge;                    // what judges it
-  // Whether a run in which it differs undeclared has exit status 1. That is so where a reader of
-  // right outputs, whose inputs are finite, would read other numbers.
+  // Whether a run has exit status 1 if this convention differs from ours and nobody declared it.
+  // This is so if finite inputs can then give outputs that differ from those that a user expects.
   bool fails;
 };
 template <>
@@ -150,7 +150,7 @@ inline constexpr Convention convention_of = [] {
   else return Convention::weightless_lse;
 }();
 
-// A text that declares no conventions.
+// Thrown for a text that should declare conventions, and is malformed.
 struct ConventionError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -177,7 +177,7 @@ class Conventions {
   void declare(E value) {
     declare(convention_of<E>, static_cast<std::size_t>(value));
   }
-  // These, and those of `others` where these declare nothing.
+  // These conventions; where they declare nothing, those of `others`.
   Conventions over(const Conventions& others) const;
   // "masked-rows:mean-of-v" for each that is declared.
   std::vector<std::string> names() const;

@@ -11,10 +11,10 @@
 namespace assay {
 
 // The features that a case needs: its operation ("backward"), its dtype ("dtype=bf16"), and every
-// field that changes what is computed ("causal", "bool", "layout=packed", "w=nvfp4"). What the
-// fields of a line do not say has a name too: "gqa" (fewer kv heads than query heads), "head-dims"
-// (those of Q and V differ), "out" (O has another dtype than Q), "offset=lengths" (an offset for
-// each batch), "empty" (an extent is 0).
+// field that changes what is computed ("causal", "bool", "layout=packed", "w=nvfp4"). Some features
+// follow from the values of fields: "gqa" (fewer kv heads than query heads), "head-dims" (those of
+// Q and V differ), "out" (O has another dtype than Q), "offset=lengths" (an offset for each batch),
+// "empty" (an extent is 0).
 std::vector<std::string> features_of(const Case& c);
 
 // Every feature that features_of() can name, in a fixed order.
@@ -27,12 +27,12 @@ class Features {
   Features() = default;
   // Throws std::invalid_argument for a name that is not in all_features().
   explicit Features(const std::vector<std::string>& names);
-  // Those of the cases that `declines` answers with an empty text. Otherwise it answers why a
-  // candidate does not do a case.
+  // `declines` returns an empty text for a case that the candidate does. Otherwise it returns the
+  // reason why the candidate does not do the case.
   explicit Features(std::function<std::string(const Case&)> declines);
 
-  // The first feature that the case needs and that is not here, or why the case is declined; empty
-  // if nothing is missing.
+  // The first feature that the case needs and the candidate lacks, or the reason why the case is
+  // declined. Empty if nothing is missing.
   std::string missing(const Case& c) const;
   bool has(const std::string& feature) const { return all_ || names_.contains(feature); }
   bool has_all() const { return all_; }

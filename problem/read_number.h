@@ -35,7 +35,7 @@ std::from_chars_result read_number(const char* begin, const char* end, T& value)
                                             : static_cast<T>(strtod_l(text.c_str(), &stop, plain));
     if (stop == text.c_str()) return {begin, std::errc::invalid_argument};
     const char* after = begin + (stop - text.c_str());
-    // An inexact subnormal number is one all the same.
+    // A subnormal number that had to be rounded gives ERANGE as well, but it is a number.
     if (errno == ERANGE && (read == 0 || std::isinf(read)))
       return {after, std::errc::result_out_of_range};
     value = read;

@@ -38,8 +38,8 @@ Index rows_of_groups(Index group) {
   return group == 0 || usual % group == 0 ? usual : group;
 }
 
-// Fills columns one after another. Each has a largest magnitude, a unit, and numbers of the list
-// times the unit, from where the column before has ended.
+// Fills columns one after another. Each column has a largest magnitude and a unit. Its numbers are
+// those of the list times the unit; it goes on in the list where the column before has ended.
 class Columns {
  public:
   Columns(Index k, Index group, std::vector<float> numbers)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <utility>
 
 #include "oracle/visibility.h"
@@ -11,6 +12,9 @@ namespace assay {
 namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
+
+// The small products of a projection, relative to the element.
+constexpr double small_product = 0x1p-30;
 
 double sign_of(double x) { return x < 0 ? -1 : 1; }
 
@@ -23,7 +27,7 @@ struct Partial {
 
 class Row {
  public:
-  Row(const Contract& c, const Attention& p, double exact_o, const Target& target)
+  Row(const Contract& c, const ProjectedAttention& p, double exact_o, const Target& target)
       : c_(c), p_(p), o_(exact_o), target_(target), d_(target.direction), u_(c.roundoff) {
     evaluate_visibility(p, 0, 0, 0, seen_);
     fused_ = c.fused_argument && p.softcap == 0 && seen_.additions == 0;
@@ -38,7 +42,9 @@ class Row {
     if (!p_.sink.empty()) merge_sink(whole);
     AdversarialOutput out;
     const double divided = std::pow(1 + d_ * sign_of(whole.o) * u_, c_.division_roundings);
-    out.o = whole.sum > 0 ? whole.o / whole.sum * divided : 0;
+    out.o = c_.divides_first ? with_divided_weights(whole)
+            : whole.sum > 0  ? whole.o / whole.sum * divided
+                             : 0;
     out.lse = lse_of(whole);
     return out;
   }
@@ -51,6 +57,20 @@ class Row {
   // Whether the contract allows that x is read as 0.
   bool is_lost(double x) const { return std::fabs(x) < c_.operand_floor; }
   double value(Index j) const { return load(p_.v, p_.v.at(0, 0, j, 0)); }
+  // An element x of K or V as the kernel gets it: given, or a sum of products of which the first is
+  // the large one (see TinyProblem::project).
+  double element(double x, double direction) const {
+    const Index products = p_.projection.length;
+    if (products == 0) return x;
+    const double small = x * small_product;
+    double sum = 0;
+    for (Index k = 0; k < products; ++k) {
+      double product = k > 0 ? small : x - static_cast<double>(products - 1) * small;
+      if (is_tiny(product, c_.product_floor)) product += direction * c_.product_floor;
+      sum = rounded(sum + product, c_.dot_roundoff, direction);
+    }
+    return sum;
+  }
   bool kept(Index j) const { return p_.dropout == 0 || keeps_weight(p_, 0, 0, 0, j); }
   double effective_value(Index j) const { return kept(j) ? keep_scale_ * value(j) : 0; }
 
@@ -60,10 +80,10 @@ class Row {
   }
 
   double dot(Index j, double direction) const {
-    double sum = 0;
+    std::vector<double> products;
     for (Index d = 0; d < p_.shape.dim; ++d) {
       double q = load(p_.q, p_.q.at(0, 0, 0, d));
-      const double k = load(p_.k, p_.k.at(0, 0, j, d));
+      const double k = element(load(p_.k, p_.k.at(0, 0, j, d)), direction * sign_of(q));
       if (c_.query_dtype)
         q = stored(*c_.query_dtype,
                    rounded(q * static_cast<double>(p_.scale), u_, direction * sign_of(k)),
@@ -73,8 +93,24 @@ class Row {
       if (is_lost(q) || is_lost(k)) product = direction * sign_of(product) < 0 ? 0 : product;
       if (is_tiny(product, c_.product_floor)) product += direction * c_.product_floor;
       if (c_.products_rounded) product = rounded(product, u_, direction);
-      const bool rounds = d > 0 || !c_.products_rounded;
-      sum = rounds ? rounded(sum + product, c_.dot_roundoff, direction) : product;
+      products.push_back(product);
+    }
+    return added(0, products, direction);
+  }
+
+  // A sum after more products. A block FMA aligns its products and the sum to the largest of them,
+  // and drops bits of all that are not 0.
+  double added(double sum, std::span<const double> products, double direction) const {
+    const std::size_t per_block = c_.dot_block > 0 ? static_cast<std::size_t>(c_.dot_block) : 1;
+    for (; !products.empty(); products = products.subspan(std::min(per_block, products.size()))) {
+      const auto block = products.first(std::min(per_block, products.size()));
+      double largest = std::fabs(sum), total = sum;
+      for (double x : block) largest = std::max(largest, std::fabs(x)), total += x;
+      const double dropped = c_.dot_block > 0 ? direction * c_.dot_roundoff * largest : 0;
+      total += sum == 0 ? 0 : dropped;
+      for (double x : block) total += x == 0 ? 0 : dropped;
+      const bool rounds = sum != 0 || !c_.products_rounded;
+      sum = rounds ? rounded(total, c_.dot_roundoff, direction) : total;
     }
     return sum;
   }
@@ -171,8 +207,12 @@ class Row {
     }
     x.max = m;
     double tile_sum = 0;
+    std::vector<double> products;
     for (Index j = begin; j < end; ++j) {
-      if (seen_.bias[usize(j)] == -inf) continue;
+      if (seen_.bias[usize(j)] == -inf) {
+        if (c_.dot_block > 0) products.push_back(0);
+        continue;
+      }
       const double e = exponential(score(j), m, direction_of(j), fused_);
       // If the row sum adds the rounded weights, the error of a cast counts as an error of the
       // weight.
@@ -181,21 +221,41 @@ class Row {
       const double w = cast(e, towards);
       const double added = tile_sum + (c_.sum_from_rounded ? w : e);
       tile_sum = tile_sum == 0 ? added : add_to_sum(added, u_);
-      if (kept(j)) add_value(x, j, w);
+      if (kept(j)) products.push_back(product(j, w));
     }
+    add_products(x, products);
     x.sum = x.sum == 0 ? tile_sum : add_to_sum(x.sum + tile_sum, u_);
   }
 
-  void add_value(Partial& x, Index j, double w) const {
+  // The weight of a kept key times its value.
+  double product(Index j, double w) const {
     const double direction = d_ * sign_of(value(j));
     // The roundings are those of 1 - p, of its inverse, and of the product with it.
     if (p_.dropout > 0)
       for (int k = 0; k < 3; ++k) w = rounded(k == 0 ? w * keep_scale_ : w, u_, direction);
-    double product = w * value(j);
+    double product = w * element(value(j), d_);
     if (is_lost(value(j)) && d_ * sign_of(product) < 0) product = 0;
     if (is_tiny(product, c_.product_floor)) product += d_ * c_.product_floor;
-    if (c_.products_rounded) product = rounded(product, u_, d_);
-    x.o = x.o == 0 && c_.products_rounded ? product : accumulate(x.o + product, c_.dot_roundoff);
+    return c_.products_rounded ? rounded(product, u_, d_) : product;
+  }
+  void add_products(Partial& x, std::span<const double> products) const {
+    if (!target_.lse) x.o = added(x.o, products, d_);
+  }
+
+  // O of a kernel that divides every weight by the row sum, and rounds it, before it multiplies V.
+  double with_divided_weights(const Partial& whole) const {
+    Partial x;
+    std::vector<double> products;
+    for (Index j = 0; j < p_.shape.keys; ++j) {
+      if (seen_.bias[usize(j)] == -inf || !kept(j)) continue;
+      const double towards = d_ * sign_of(effective_value(j));
+      const double e = exponential(score(j), whole.max, direction_of(j), fused_);
+      double w = e / whole.sum * std::pow(1 + towards * u_, c_.division_roundings);
+      if (is_tiny(w, c_.product_floor)) w = std::max(0.0, w + towards * c_.product_floor);
+      products.push_back(product(j, cast(w, towards)));
+    }
+    add_products(x, products);
+    return x.o;
   }
 
   void merge(Partial& whole, const Partial& x) const {
@@ -235,7 +295,7 @@ class Row {
   }
 
   const Contract& c_;
-  const Attention& p_;
+  const ProjectedAttention& p_;
   const double o_;
   const Target target_;
   const double d_, u_;
@@ -266,12 +326,23 @@ TinyProblem::TinyProblem(std::vector<float> query, std::vector<float> keys,
   attention.v = view_of(v, s.keys, 1);
 }
 
+void TinyProblem::project(Index products) {
+  const auto absolute = [](const std::vector<float>& x, std::vector<double>& to, TensorView view) {
+    for (float element : x) to.push_back(std::fabs(static_cast<double>(element)));
+    view.data = to.data();
+    view.dtype = Dtype::f64;
+    return view;
+  };
+  attention.projection = {absolute(k, k_absolute, attention.k),
+                          absolute(v, v_absolute, attention.v), products, attention.shape.dim};
+}
+
 void TinyProblem::set_bias(std::vector<float> values) {
   bias = std::move(values);
   attention.bias = view_of(bias, 1, attention.shape.keys);
 }
 
-AdversarialOutput run_adversarial(const Contract& c, const Attention& p, double exact_o,
+AdversarialOutput run_adversarial(const Contract& c, const ProjectedAttention& p, double exact_o,
                                   const Target& target) {
   return Row(c, p, exact_o, target).run();
 }

@@ -21,9 +21,13 @@ struct TinyProblem {
   TinyProblem& operator=(const TinyProblem&) = delete;
 
   void set_bias(std::vector<float> values);
+  // Makes every element of K and V a sum of so many products: a large one, and then small ones of
+  // the same sign.
+  void project(Index products);
 
   std::vector<float> q, k, v, bias;
-  Attention attention;
+  std::vector<double> k_absolute, v_absolute;
+  ProjectedAttention attention;
 };
 
 struct AdversarialOutput {
@@ -39,7 +43,7 @@ struct Target {
 };
 
 // `exact_o` decides in which direction the weight of a key has to err.
-AdversarialOutput run_adversarial(const Contract& c, const Attention& p, double exact_o,
+AdversarialOutput run_adversarial(const Contract& c, const ProjectedAttention& p, double exact_o,
                                   const Target& target);
 
 }  // namespace assay

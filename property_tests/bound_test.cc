@@ -7,6 +7,7 @@
 
 #include "harness/candidates/candidate.h"
 #include "harness/judging/outputs.h"
+#include "oracle/bound.h"
 #include "oracle/verdict.h"
 #include "problem/parallel.h"
 #include "testing/contract_of.h"
@@ -88,6 +89,18 @@ TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
 INSTANTIATE_TEST_SUITE_P(Dtypes, EmulatedKernels,
                          testing::Values(Dtype::f32, Dtype::f16, Dtype::bf16),
                          [](const auto& test) { return std::string(format(test.param).name); });
+
+// An element of K that is a sum of products errs too, and may take a score out of the range that
+// q.k alone leaves in it.
+TEST(Bound, SumsThatGiveKeysCountWhereScoresMayOverflow) {
+  const Contract c;
+  BoundContext x;
+  x.dim = 64;
+  const double absolute = c.largest * (1 - 1e-5);
+  EXPECT_TRUE(excludes_overflow(c, x, absolute, 0));
+  x.projection = 512;
+  EXPECT_FALSE(excludes_overflow(c, x, absolute, 0));
+}
 
 // With the bound divided by four, correct kernels must fall outside it. Otherwise the bound is
 // loose by more than that factor.

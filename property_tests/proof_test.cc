@@ -117,6 +117,44 @@ std::vector<Mark> marks_of_oracle() {
   return marks;
 }
 
+// The functions of a source file that compute with roundings, and so derive a part of a bound, but
+// are in no section: the first line of each. A function, or a class with its functions, ends with a
+// brace at the beginning of a line.
+std::vector<std::string> unmarked_derivations(std::istream& source) {
+  static const std::regex mark(R"( *// bounds\w*\.md, .*)");
+  static const std::regex derives(R"(.*\b(gamma_factor|expm1_above)\(.*)");
+  std::vector<std::string> unmarked;
+  std::string first;
+  bool marked = false, derived = false;
+  for (std::string line; std::getline(source, line);) {
+    if (first.empty() && !line.starts_with("//")) first = line;
+    marked = marked || std::regex_match(line, mark);
+    derived = derived || std::regex_match(line, derives);
+    if (!line.starts_with("}")) continue;
+    if (derived && !marked) unmarked.push_back(first);
+    first.clear();
+    marked = derived = false;
+  }
+  return unmarked;
+}
+
+TEST(Proof, EveryFunctionThatDerivesABoundHasAMark) {
+  for (const auto& entry : fs::directory_iterator(fs::path(ASSAY_SOURCE_DIR) / "oracle")) {
+    // contract.cc has gamma itself.
+    if (entry.path().extension() != ".cc" || entry.path().filename() == "contract.cc") continue;
+    std::ifstream in(entry.path());
+    for (const std::string& function : unmarked_derivations(in))
+      ADD_FAILURE() << entry.path().filename() << ": no mark: " << function;
+  }
+}
+
+TEST(Proof, SeesAFunctionWithoutAMark) {
+  std::istringstream source(
+      "// bounds.md, 1: E\ndouble f() {\n  return gamma_factor(2, u);\n}\n\n"
+      "// E once more\ndouble g() {\n  return gamma_factor(2, u);\n}\n\ndouble h() {\n}\n");
+  EXPECT_EQ(unmarked_derivations(source), std::vector<std::string>{"double g() {"});
+}
+
 TEST(Proof, EveryMarkHasASectionAndEverySectionAMark) {
   const std::vector<Mark> marks = marks_of_oracle();
   EXPECT_GT(marks.size(), 50u);

@@ -9,6 +9,7 @@
 #include <limits>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -150,13 +151,13 @@ class Kernel {
       : w_(world), s_(world.s), c_(contract), a_(adversary), u_(contract.roundoff) {}
 
   double element(Gradients which, Index row, Index column) {
-    std::vector<double> bias(usize(s_.keys));
-    double dk = 0, dv = 0, sink = 0;
+    std::vector<double> bias(usize(s_.keys)), dk, dv;
+    double sink = 0;
     for (Index i = 0; i < s_.rows; ++i) {
       const double d = delta(i);
       if (s_.sink) sink = rounded(sink + rounded(sink_weight(i) * d));
       const std::vector<Pair> pairs = weights(i);
-      double dq = 0;
+      std::vector<double> dq;
       for (Index j = 0; j < s_.keys; ++j) {
         const Pair& x = pairs[usize(j)];
         const double r = w_.keep(i, j);
@@ -169,15 +170,15 @@ class Kernel {
         sum = i == 0 ? ds : rounded(sum + ds);
         if (s_.softcap > 0) ds = with_floor(ds * x.factor);
         const double g = cast_gradient(ds);
-        if (which == Gradients::dq && i == row) dq = added(dq, g * s_.k(j, column));
-        if (which == Gradients::dk && j == row) dk = added(dk, g * s_.q(i, column));
-        if (which == Gradients::dv && j == row) dv = added(dv, cast(kept) * s_.d_o(i, column));
+        if (which == Gradients::dq && i == row) dq.push_back(g * s_.k(j, column));
+        if (which == Gradients::dk && j == row) dk.push_back(g * s_.q(i, column));
+        if (which == Gradients::dv && j == row) dv.push_back(cast(kept) * s_.d_o(i, column));
       }
-      if (which == Gradients::dq && i == row) return scaled(dq);
+      if (which == Gradients::dq && i == row) return scaled(sum_of(dq));
     }
     switch (which) {
-      case Gradients::dk: return over_heads(scaled(dk));
-      case Gradients::dv: return over_heads(dv);
+      case Gradients::dk: return over_heads(scaled(sum_of(dk)));
+      case Gradients::dv: return over_heads(sum_of(dv));
       case Gradients::d_sink: return -rounded(sink);  // it is added to the sums of other blocks
       default: return bias[usize(column)];
     }
@@ -193,6 +194,28 @@ class Kernel {
   // One step of a sum of products.
   double added(double sum, double product) {
     return a_.err(sum + product, c_.dot_roundoff * std::fabs(sum + product) + c_.product_floor);
+  }
+  double sum_of(std::span<const double> products) {
+    double sum = 0;
+    if (c_.dot_block == 0) {
+      for (double product : products) sum = added(sum, product);
+      return sum;
+    }
+    const auto per_block = usize(c_.dot_block);
+    for (; !products.empty(); products = products.subspan(std::min(per_block, products.size())))
+      sum = added_block(sum, products.first(std::min(per_block, products.size())));
+    return sum;
+  }
+  // Aligns the products and the sum to the largest of them, and drops bits of each.
+  double added_block(double sum, std::span<const double> products) {
+    double largest = std::fabs(sum);
+    for (double x : products) largest = std::max(largest, std::fabs(x));
+    const auto aligned = [&](double x) {
+      return x == 0 ? x : a_.err(x, c_.dot_roundoff * largest + c_.product_floor);
+    };
+    double total = aligned(sum);
+    for (double x : products) total += aligned(x);
+    return a_.err(total, c_.dot_roundoff * std::fabs(total));
   }
   double scaled(double x) {
     const double scale = s_.scale;
@@ -225,8 +248,9 @@ class Kernel {
     return sum;
   }
   double value_product(Index i, Index j, double keep) {
-    double sum = 0;
-    for (Index c = 0; c < s_.value_dim; ++c) sum = added(sum, s_.d_o(i, c) * s_.v(j, c));
+    std::vector<double> products;
+    for (Index c = 0; c < s_.value_dim; ++c) products.push_back(s_.d_o(i, c) * s_.v(j, c));
+    const double sum = sum_of(products);
     if (s_.dropout == 0) return sum;
     const double kept = sum * keep;
     return a_.err(kept, 3 * u_ * std::fabs(kept) + c_.product_floor);
@@ -237,8 +261,9 @@ class Kernel {
     double s, factor;
   };
   Score score(Index i, Index j) {
-    double dot = 0;
-    for (Index d = 0; d < s_.dim; ++d) dot = added(dot, s_.q(i, d) * s_.k(j, d));
+    std::vector<double> products;
+    for (Index d = 0; d < s_.dim; ++d) products.push_back(s_.q(i, d) * s_.k(j, d));
+    const double dot = sum_of(products);
     const double scale = s_.scale, cap = s_.softcap;
     const double t = fused() ? dot * scale : rounded(dot * scale);
     if (cap == 0) return {t, 1};
@@ -501,6 +526,14 @@ const std::vector<Case>& cases() {
          s.k = Small::first(1, 0x1p-40);
          s.v = Small::first(1, -1.0 / 31);
          c.dot_roundoff = 0x1p-24;
+       }},
+      {Term::sum_blocks, Gradients::dq,
+       [](Small& s, Contract& c) {
+         s.keys = 32;
+         s.k = Small::first(1, 0x1p-40);
+         s.v = Small::first(1, -1.0 / 31);
+         c.dot_roundoff = 0x1p-24;
+         c.dot_block = 2;
        }},
       {Term::head_cast, Gradients::dv,
        [](Small& s, Contract& c) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -100,7 +101,7 @@ class Kernel {
     return total;
   }
   double all_terms() {
-    double sum = 0;
+    std::vector<double> products;
     for (Index k = 0; k < world_.s.k; ++k) {
       double weight = w_.weight(k, 0);
       if (c_.weight_dtype) {
@@ -110,9 +111,26 @@ class Kernel {
       }
       // The scale is multiplied by the tensor scale, and the code by the result.
       if (c_.scales_weights) weight = rounded(rounded(weight));
-      sum = added(sum, world_.row.a[usize(k)] * weight);
+      products.push_back(world_.row.a[usize(k)] * weight);
+    }
+    double sum = 0;
+    if (c_.block > 0) {
+      for (std::size_t k = 0; k < products.size(); k += usize(c_.block))
+        sum = added_block(sum, std::span(products).subspan(k).first(
+                                   std::min(usize(c_.block), products.size() - k)));
+    } else {
+      for (double product : products) sum = added(sum, product);
     }
     return sum;
+  }
+  // Aligns the products and the sum to the largest of them, and drops bits of each.
+  double added_block(double sum, std::span<const double> products) {
+    double largest = std::fabs(sum);
+    for (double x : products) largest = std::max(largest, std::fabs(x));
+    const auto aligned = [&](double x) { return x == 0 ? x : a_.err(x, u_ * largest); };
+    double total = aligned(sum);
+    for (double x : products) total += aligned(x);
+    return rounded(total);
   }
 
   const World& world_;
@@ -205,6 +223,7 @@ const std::vector<Case>& cases() {
       {Term::sum_in_any_order, make(any, 32, 32)},
       {Term::sum_products, make(any_rounded, 2, 8)},
       {Term::sum_underflow, with(make(any_rounded, 32, 32), underflow)},
+      {Term::sum_blocks, with(make(any, 16, 16), [](Small&, ProductContract& c) { c.block = 2; })},
       {Term::scaled_weights, with(make(any, 2, 16),
                                   [](Small& s, ProductContract& c) {
                                     s.tensor_scale = 0.7f;

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <set>
 #include <string>
@@ -30,6 +31,21 @@ Problem rising(std::vector<float> v) {
   std::vector<float> k;
   for (std::size_t j = 0; j < v.size(); ++j) k.push_back(static_cast<float>(j) * 0x1p-6f);
   return tiny({1}, std::move(k), std::move(v));
+}
+
+// Keys with the same small score.
+Problem equal(std::vector<float> v) {
+  std::vector<float> k(v.size(), 0x1p-10f);
+  return tiny({1}, std::move(k), std::move(v));
+}
+// Two keys whose score is one large product and three small ones.
+Problem large_then_small(float score) {
+  constexpr float small = 0x1p-10f;
+  return tiny({1, 1, 1, 1}, {score, small, small, small, score, small, small, small}, {1, -1});
+}
+Problem projected(Problem p, Index products) {
+  p->project(products);
+  return p;
 }
 
 // The roundoffs are so small that one that is made coarser dominates.
@@ -68,6 +84,35 @@ const std::vector<TermCase>& term_cases() {
          c.products_rounded = true;
          c.dot_roundoff = c.roundoff = coarse;
          return tiny({1, 1}, {0x1p-10f, 64, 0x1p-10f, 64}, {1, -1});
+       }},
+      {T::dot_blocks, "a product of 64 in two blocks of two",
+       [](Contract& c) {
+         c.ordered = false;
+         c.dot_roundoff = coarse;
+         c.dot_block = 2;
+         return large_then_small(64);
+       }},
+      {T::dot_blocks, "the same, the order of the blocks declared",
+       [](Contract& c) {
+         c.dot_roundoff = coarse;
+         c.dot_block = 2;
+         return large_then_small(64);
+       }},
+      {T::projected_keys, "keys of 64 that are sums of eight products",
+       [](Contract& c) {
+         c.ordered = false;
+         c.dot_roundoff = coarse;
+         return projected(opposed(64, 64), 8);
+       }},
+      {T::projected_keys, "the same, the order of q.k declared",
+       [](Contract& c) {
+         c.dot_roundoff = coarse;
+         return projected(opposed(64, 64), 8);
+       }},
+      {T::dot_underflow, "keys of 2^-16 that are sums of products, which underflow by 2^-25",
+       [](Contract& c) {
+         c.product_floor = 0x1p-25;
+         return projected(tiny({64}, {0x1p-16f, 0x1p-16f}, {1, -1}), 64);
        }},
       {T::dot_underflow, "products of 2^-16 that underflow by 2^-25 each, values of 1000",
        [](Contract& c) {
@@ -254,6 +299,34 @@ const std::vector<TermCase>& term_cases() {
          c.products_rounded = true;
          return rising({1, -1});
        }},
+      {T::value_blocks, "a value of 1 in two blocks of two keys",
+       [](Contract& c) {
+         c.ordered = false;
+         c.dot_roundoff = coarse;
+         c.dot_block = 2;
+         return equal({1, 0x1p-10f, 0x1p-10f, 0x1p-10f});
+       }},
+      {T::masked_in_blocks, "a value of 1 in four blocks of a visible and a masked key",
+       [](Contract& c) {
+         c.ordered = false;
+         c.dot_roundoff = coarse;
+         c.dot_block = 2;
+         constexpr float masked = -std::numeric_limits<float>::infinity();
+         Problem p = equal({1, 0, 0x1p-10f, 0, 0x1p-10f, 0, 0x1p-10f, 0});
+         p->set_bias({0, masked, 0, masked, 0, masked, 0, masked});
+         return p;
+       }},
+      {T::projected_values, "values of 1 that are sums of eight products",
+       [](Contract& c) {
+         c.ordered = false;
+         c.dot_roundoff = coarse;
+         return projected(equal({1, 1, 0.5f, 1}), 8);
+       }},
+      {T::projected_values, "the same, the order of P V declared",
+       [](Contract& c) {
+         c.dot_roundoff = coarse;
+         return projected(equal({1, 1, 0.5f, 1}), 8);
+       }},
       {T::corrections_in_sums, "a value that eight corrections multiply, no order declared",
        [](Contract& c) {
          c.roundoff = c.dot_roundoff = coarse;
@@ -300,6 +373,29 @@ const std::vector<TermCase>& term_cases() {
          c.product_floor = 0x1p-25;
          return tiny({1}, {0.125f, 0.125f}, {0x1p-16f, -0x1p-16f});
        }},
+      {T::value_underflow, "values of 2^-16 that are sums of products, which underflow by 2^-25",
+       [](Contract& c) {
+         c.product_floor = 0x1p-25;
+         return projected(equal({0x1p-16f, -0x1p-16f}), 64);
+       }},
+      {T::divided_weights, "weights that are divided before P V",
+       [](Contract& c) {
+         c.roundoff = coarse;
+         c.divides_first = true;
+         return equal({1, -1});
+       }},
+      {T::divided_underflow, "a weight of e^-14 that underflows by 2^-25 when divided",
+       [](Contract& c) {
+         c.product_floor = 0x1p-25;
+         c.divides_first = true;
+         return tiny({1}, {0, -14}, {0, 1000});
+       }},
+      {T::weight_cast_underflow, "a weight of e^-14 that is divided, and then rounded to f16",
+       [](Contract& c) {
+         c.weight_dtype = Dtype::f16;
+         c.divides_first = true;
+         return tiny({1}, {0, -14}, {0, 1000});
+       }},
       {T::value_operands, "values of 2^-10 that are read as 0",
        [](Contract& c) {
          c.operand_floor = 0x1.8p-10;
@@ -341,7 +437,7 @@ struct Bounds {
   double o, o_low, o_bound, lse, lse_low, lse_bound;
 };
 // The bounds come from balls, so that the oracle's own errors do not count.
-Bounds bounds_of(const Attention& p, const Contract& c, const BoundTerms& terms) {
+Bounds bounds_of(const ProjectedAttention& p, const Contract& c, const BoundTerms& terms) {
   const Reference reference(p, c, terms);
   const KeyValuesPointer kv = reference.load_head(0, 0);
   const Index row = 0;
@@ -354,7 +450,7 @@ Bounds bounds_of(const Attention& p, const Contract& c, const BoundTerms& terms)
 }
 
 // The largest error/bound over both outputs, both directions and both signs of a folded constant.
-double largest_ratio(const Attention& p, const Contract& c, const Bounds& b) {
+double largest_ratio(const ProjectedAttention& p, const Contract& c, const Bounds& b) {
   double ratio = 0;
   for (bool lse : {false, true})
     for (int direction : {-1, 1})

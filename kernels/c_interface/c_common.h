@@ -67,7 +67,7 @@ Struct read_struct(const Struct* given, const char* name, Struct defaults) {
 template <class Object, class Handle>
 class Handles {
  public:
-  // What such a handle is called, and the status of one that is none.
+  // The name of this kind of handle, and the status for a number that is no such handle.
   explicit Handles(std::string name, StatusCode wrong = StatusCode::invalid_arguments)
       : name_(std::move(name)), wrong_(wrong) {}
 

@@ -10,8 +10,8 @@
 namespace assay::kernels {
 namespace {
 
-// Highway 1.0 has no target with VDPBF16PS, so this bit, which is none of Highway's, stands beside
-// the one of AVX3.
+// Highway 1.0 has no target with VDPBF16PS. This bit, which Highway does not use, is therefore set
+// in addition to that of AVX3.
 constexpr std::int64_t bf16_dots = std::int64_t{1} << 40;
 static_assert((HWY_TARGETS & bf16_dots) == 0);
 constexpr const char* bf16_dots_name = "AVX3_BF16";
@@ -26,7 +26,7 @@ std::int64_t runnable() {
   return targets;
 }
 
-// AVX3_BF16 is the best target where it is there: no code of another target differs but in speed.
+// AVX3_BF16 is the best target where it can run. The targets behind it are ordered by speed.
 std::vector<std::string> names_of(std::int64_t targets, bool with_bf16_dots) {
   std::vector<std::string> names;
   if (with_bf16_dots) names.emplace_back(bf16_dots_name);
