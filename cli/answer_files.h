@@ -1,4 +1,4 @@
-// The files that the answers of a command follow from.
+// Inside cli/: the files that the answers of a command follow from.
 #pragma once
 
 #include <set>

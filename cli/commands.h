@@ -1,4 +1,5 @@
-// The commands of `assay`: each declares itself in a file of its own, and main.cc lists them.
+// Inside cli/: the commands of `assay`: each declares itself in a file of its own, and main.cc
+// lists them.
 #pragma once
 
 #include <functional>

@@ -1,4 +1,4 @@
-// The exit statuses of commands, and the error for wrong usage.
+// Inside cli/: the exit statuses of commands, and the error for wrong usage.
 #pragma once
 
 #include <stdexcept>

@@ -22,6 +22,7 @@
 #include "harness/results/common_causes.h"
 #include "harness/results/merge_shards.h"
 #include "harness/files.h"
+#include "harness/work.h"
 #include "problem/clock.h"
 #include "reports/html.h"
 #include "reports/store.h"
@@ -101,12 +102,8 @@ const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suit
   const auto [found, made] = suites.try_emplace(name);
   if (!made) return found->second;
   found->second = make_suite(name, seed).cases;
-  std::ranges::sort(found->second, {}, [](const Case& c) {
-    const AttentionShape& s = c.shape;
-    if (c.operation == Operation::product)
-      return std::pair(c.product.m * c.product.n * c.product.k, c.seed);
-    return std::pair(s.batch * s.query_heads * s.rows * s.keys * (s.dim + s.value_dim), c.seed);
-  });
+  std::ranges::sort(found->second, {},
+                    [](const Case& c) { return std::pair(multiply_adds(c), c.seed); });
   return found->second;
 }
 

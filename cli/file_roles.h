@@ -1,4 +1,4 @@
-// What commands do with the files that their options name.
+// Inside cli/: what commands do with the files that their options name.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -1,4 +1,4 @@
-// The files of a new kernel project, which are compiled into the command.
+// Inside cli/: the files of a new kernel project, which are compiled into the command.
 #pragma once
 
 #include <string_view>

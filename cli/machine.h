@@ -1,4 +1,4 @@
-// The machine, the compiler and the commit of a run.
+// Inside cli/: the machine, the compiler and the commit of a run.
 #pragma once
 
 #include "harness/results/run.h"

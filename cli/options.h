@@ -1,4 +1,4 @@
-// Options that several commands share, and the readers of option values.
+// Inside cli/: options that several commands share, and the readers of option values.
 #pragma once
 
 #include <CLI/CLI.hpp>

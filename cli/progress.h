@@ -1,4 +1,4 @@
-// Shows on the terminal how far a command is while it runs.
+// Inside cli/: shows on the terminal how far a command is while it runs.
 #pragma once
 
 #include <string>

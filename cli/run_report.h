@@ -1,4 +1,4 @@
-// The report of a run: the summary on the terminal, and the files that were asked for.
+// Inside cli/: the report of a run: the summary on the terminal, and the files that were asked for.
 #pragma once
 
 #include <cstdint>

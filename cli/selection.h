@@ -1,4 +1,4 @@
-// The cases that a command runs: the options, and the cases that they select.
+// Inside cli/: the cases that a command runs: the options, and the cases that they select.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What an engine needs in order to run the shards of a sweep.
+// Inside cli/: what an engine needs in order to run the shards of a sweep.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Runs a shard of a sweep.
+// Inside cli/: runs a shard of a sweep.
 #pragma once
 
 #include <string>

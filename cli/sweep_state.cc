@@ -16,6 +16,7 @@
 #include "cli/exit_status.h"
 #include "cli/machine.h"
 #include "harness/results/merge_shards.h"
+#include "harness/results/run.h"
 #include "harness/text.h"
 
 namespace assay {
@@ -147,14 +148,19 @@ class Reader {
   std::set<std::size_t> mended_;              // the numbers that another trouble's command runs
 };
 
-// What the results of a shard say of the machine.
+// What the results of a shard say of the machine. Only the document of a run has results with
+// errors; those of other commands say nothing of it.
 std::string told_errors(const SweepShard& shard) {
-  std::size_t errors = 0;
-  std::string first;
-  for (const Json& result : shard.document.value("results", Json::array()))
-    if (result.value("outcome", "") == "error" && errors++ == 0) first = result.value("reason", "");
-  return errors == 0 ? "the exit status was 3"
-                     : fmt::format("{}, the first: {}", counted(errors, "error"), first);
+  constexpr const char* only_the_status = "the exit status was 3";
+  try {
+    const Run run = from_json<Run>(shard.document, "run");
+    const auto first = std::ranges::find(run.results, Outcome::error, &CaseResult::outcome);
+    if (first == run.results.end()) return only_the_status;
+    return fmt::format("{}, the first: {}", counted(count_outcomes(run.results).error, "error"),
+                       first->reason);
+  } catch (const SchemaError&) {
+    return only_the_status;
+  }
 }
 
 }  // namespace

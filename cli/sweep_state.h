@@ -1,4 +1,5 @@
-// The files of a sweep on disk: the plan, and the folder in which each shard is a file.
+// Inside cli/: the files of a sweep on disk: the plan, and the folder in which each shard is a
+// file.
 #pragma once
 
 #include <optional>

@@ -1,4 +1,4 @@
-// How commands print.
+// Inside cli/: how commands print.
 #pragma once
 
 #include <fmt/format.h>

@@ -1,4 +1,4 @@
-// A limit for work that this process cannot interrupt, like the calls of a library.
+// Inside cli/: a limit for work that this process cannot interrupt, like the calls of a library.
 #pragma once
 
 #include <string>

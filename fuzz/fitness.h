@@ -1,5 +1,6 @@
-// What draws a fuzzer to a case beside coverage: how near errors come to their bounds, and how far
-// they are from typical ones. An input that sets one of the counters for the first time is kept.
+// Inside fuzz/: what draws a fuzzer to a case beside coverage: how near errors come to their
+// bounds, and how far they are from typical ones. An input that sets one of the counters for the
+// first time is kept.
 #pragma once
 
 #include <cstddef>

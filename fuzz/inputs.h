@@ -1,4 +1,4 @@
-// Reads the inputs in folders, and runs programs over them.
+// Inside fuzz/: reads the inputs in folders, and runs programs over them.
 #pragma once
 
 #include <algorithm>

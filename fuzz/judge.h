@@ -1,6 +1,6 @@
-// A fuzz target that judges cases. Bytes become a case, and the case is executed with the certified
-// verdict and its relations. Every outcome is fine except a wrong candidate or a broken oracle.
-// Inputs are usually case lines: mutators move from case to case by meaning.
+// Inside fuzz/: a fuzz target that judges cases. Bytes become a case, and the case is executed with
+// the certified verdict and its relations. Every outcome is fine except a wrong candidate or a
+// broken oracle. Inputs are usually case lines: mutators move from case to case by meaning.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// The check that fuzz targets share.
+// Inside fuzz/: the check that fuzz targets share.
 #pragma once
 
 #include <cstdio>

@@ -1,4 +1,5 @@
-// What keeps the code of others in its process apart from the processes that judge it.
+// Inside harness/: what keeps the code of others in its process apart from the processes that judge
+// it.
 #pragma once
 
 namespace assay {

@@ -1,5 +1,5 @@
-// Where a process met the signal that ends it. A handler of the process notes the address in shared
-// memory, and who waits for the process reads it there afterwards.
+// Inside harness/: where a process met the signal that ends it. A handler of the process notes the
+// address in shared memory, and who waits for the process reads it there afterwards.
 #pragma once
 
 #include <array>

@@ -1,5 +1,5 @@
-// FNV-1a, a hash that is the same on every machine. It tells apart what differs by accident;
-// nobody forges what is hashed here.
+// Inside harness/: FNV-1a, a hash that is the same on every machine. It detects accidental changes;
+// it does not protect against forgery.
 #pragma once
 
 #include <cstdint>

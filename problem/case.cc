@@ -192,6 +192,18 @@ void check_product(const Case& c) {
   }
 }
 
+// Refuses what a case of attention alone says of gradients.
+void check_without_gradients(const Case& c) {
+  if (c.d_o_layout)
+    refuse(fmt::format("layout=g:{}: only backward has a dO", name_of(*c.d_o_layout)));
+  if (c.gradient != Values::normal)
+    refuse(fmt::format("grad={}: only backward has a dO", name_of(c.gradient)));
+  if (c.lse_gradient)
+    refuse(fmt::format("dlse={}: only backward has a dLSE", name_of(*c.lse_gradient)));
+  for (const Poke& p : c.pokes)
+    if (p.tensor == 'g') refuse("poke=g...: only backward has a dO");
+}
+
 }  // namespace
 
 CaseError::CaseError(std::size_t at, const std::string& message)
@@ -270,12 +282,7 @@ void check_case(const Case& c) {
   for (Index n : c.documents) require_range("docs", n, 1, most);
   if (c.o_layout == LayoutKind::shared_head || c.o_layout == LayoutKind::shared_batch)
     refuse(fmt::format("layout=o:{}: an output cannot overlap itself", name_of(c.o_layout)));
-  if (c.operation != Operation::backward && c.d_o_layout)
-    refuse(fmt::format("layout=g:{}: only backward has a dO", name_of(*c.d_o_layout)));
-  if (c.operation != Operation::backward && c.gradient != Values::normal)
-    refuse(fmt::format("grad={}: only backward has a dO", name_of(c.gradient)));
-  if (c.operation != Operation::backward && c.lse_gradient)
-    refuse(fmt::format("dlse={}: only backward has a dLSE", name_of(*c.lse_gradient)));
+  if (c.operation != Operation::backward) check_without_gradients(c);
   if (c.finite_min_masks && c.bias.pattern == MaskPattern::none)
     refuse("finite_min_masks needs bias=...");
   check_cache(c);
@@ -286,10 +293,7 @@ void check_case(const Case& c) {
     Extents shape = s.k_extents();
     if (p.tensor == 'q') shape = s.q_extents();
     if (p.tensor == 'v') shape[3] = s.value_dim;
-    if (p.tensor == 'g') {
-      if (c.operation != Operation::backward) refuse("poke=g...: only backward has a dO");
-      shape = s.o_extents();
-    }
+    if (p.tensor == 'g') shape = s.o_extents();
     if (p.tensor == 'm') {
       if (c.bias.pattern == MaskPattern::none) refuse("poke=m... needs bias=...");
       shape = s.pair_extents();

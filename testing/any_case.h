@@ -1,5 +1,5 @@
-// Cases for RapidCheck. The decoder of the fuzzers draws them, and the one shrinker shrinks them,
-// for a minute at most.
+// Inside testing/: cases for RapidCheck. The decoder of the fuzzers draws them, and the one
+// shrinker shrinks them, for a minute at most.
 #pragma once
 
 #include <rapidcheck.h>

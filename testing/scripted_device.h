@@ -1,5 +1,5 @@
-// A device of GoogleMock. Its calls go to the host's device, and are recorded and checked. Any of
-// them can be made to fail.
+// Inside testing/: a device of GoogleMock. Its calls go to the host's device, and are recorded and
+// checked. Any of them can be made to fail.
 #pragma once
 
 #include <gmock/gmock.h>

@@ -1,4 +1,4 @@
-// Runs a case through the production caches.
+// Inside harness/: runs a case through the production caches.
 #pragma once
 
 #include "kernels/cache/cache.h"

@@ -128,8 +128,8 @@ class Host : public Candidate {
   bool declares_;
 };
 
-// The host's kernel where another candidate has gradients alone. What is meant where nobody agreed
-// is the host's, except for the diagonal.
+// The host's kernel, for a candidate that has gradients alone. Its conventions are the host's,
+// except for the diagonal.
 class ForwardOfHost : public Host {
  public:
   explicit ForwardOfHost(const Conventions& others) : Host(true) {

@@ -138,8 +138,8 @@ class Candidate {
   // Why the candidate does not do this call although abilities() allows it; empty if it does the
   // call.
   virtual std::string unsupported(const Call& call) const = 0;
-  // What the candidate means where nobody agreed. One that promises bits means what these documents
-  // say; another one declares nothing.
+  // The conventions of the candidate, where kernels differ and all of them are right. A candidate
+  // that promises bits has those of our documents; another one declares nothing.
   virtual Conventions conventions() const;
   // Whether the candidate can be asked about cases that have no inputs yet. If so, declines() says
   // why it does not do a case, or is empty, and suites are drawn for the answers. Throws

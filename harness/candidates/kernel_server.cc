@@ -363,7 +363,8 @@ void compute_at_once(const assay_kernel& kernel, const KernelRequest& request, s
   check_heap();
 }
 
-// What the allocator has given away, and what is in memory and is no file and not shared.
+// Counts the bytes that the allocator has given away, and those in memory that are neither a file
+// nor shared.
 UsedMemory used_memory() {
   UsedMemory used;
 #if defined(__GLIBC__) && __GLIBC_PREREQ(2, 33)

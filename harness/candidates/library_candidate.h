@@ -1,4 +1,4 @@
-// A candidate that runs a shared library.
+// Inside harness/candidates/: a candidate that runs a shared library.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-// The file of a kernel library, which must stay as it is while a run lasts.
+// Inside harness/: the file of a kernel library, which must stay as it is while a run lasts.
 #pragma once
 
 #include <sys/stat.h>

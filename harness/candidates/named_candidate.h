@@ -20,7 +20,7 @@ class NamedCandidate : public Candidate {
     // What it declares of its attention, by the dtype of Q; where nothing is, the ladder is tried.
     std::map<Dtype, Contract> contracts = {};
     bool own_process = false;  // as in Abilities
-    // What it declares to mean where nobody agreed.
+    // The conventions that it declares.
     Conventions conventions = {};
   };
   // Computes the outputs of the call. Throws CandidateError for what no candidate may do, and

@@ -14,7 +14,7 @@ bool is_distant(const Case& c) {
   return c.k_layout == LayoutKind::distant || c.v_layout == LayoutKind::distant;
 }
 
-// A pool whose pages are not numbered by 16 bits and whose offsets are not numbers of 32.
+// A pool that is so large that 16 bits cannot number its pages, nor 32 bits hold its offsets.
 constexpr Index distant_pages = 3 * (Index{1} << 16) + 1;
 constexpr Index distant_stride = Index{1} << 15;  // elements from page to page, at least
 constexpr Index most_distant_bytes = Index{1} << 35;

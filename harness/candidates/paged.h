@@ -1,4 +1,5 @@
-// A cached case as a kernel with pages gets it: keys and values in pages, behind a block table.
+// Inside harness/: a cached case as a kernel with pages gets it: keys and values in pages, behind a
+// block table.
 #pragma once
 
 #include <cstdint>
@@ -55,7 +56,7 @@ struct PagedTokens {
   // All that may hold tokens, in the same order for pages of the same case.
   std::vector<PagedBytes> parts() const;
   bool guards_intact() const;
-  // Copies all tokens of a page, as who manages pages does before a shared page is written.
+  // Copies all tokens of a page. A server does so before it writes to a page that is shared.
   void copy_page(Index from, Index to) const;
   // Where a token goes: page * size + slot.
   Index slot_of(Index b, Index j) const {

@@ -1,4 +1,5 @@
-// A Python function in a process of its own: "python:FILE.py::function", or "...::function@DEVICE".
+// Inside harness/candidates/: a Python function in a process of its own:
+// "python:FILE.py::function", or "...::function@DEVICE".
 #pragma once
 
 #include <memory>

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "harness/cases/shrink.h"
+#include "harness/work.h"
 #include "kernels/simd/targets.h"
 
 namespace assay {
@@ -261,20 +262,16 @@ std::uint64_t Choices::below(std::uint64_t n) {
 }
 
 bool affordable(const Case& c) {
-  constexpr Index most = 1'000'000;  // multiply-adds
-  if (c.threads > 16) return false;
+  constexpr double most = 1'000'000;  // multiply-adds, and elements of K and V
+  const double work = multiply_adds(c) * (c.operation == Operation::backward ? 4 : 1);
+  if (c.threads > 16 || work > most) return false;
   if (c.operation == Operation::product)
-    return c.product.m <= 512 && c.product.n <= 4096 && c.product.k <= 8192 &&
-           c.product.m * c.product.n * c.product.k <= most;
+    return c.product.m <= 512 && c.product.n <= 4096 && c.product.k <= 8192;
   const AttentionShape& s = c.shape;
   if (std::ranges::any_of(s.pair_extents(), [](Index n) { return n > 8192; })) return false;
-  const double work = static_cast<double>(s.batch * s.query_heads) *
-                      static_cast<double>(s.rows * s.keys) *
-                      static_cast<double>(s.dim + s.value_dim);
   const Index inputs = s.batch * s.kv_heads * s.keys * (s.dim + s.value_dim) *
                        (c.cache.kind == CacheSpec::Kind::latent ? c.cache.rank : 1);
-  return work <= (c.operation == Operation::backward ? most / 4.0 : most) && inputs <= most &&
-         (!c.cache || c.cache.page <= 4096);
+  return static_cast<double>(inputs) <= most && (!c.cache || c.cache.page <= 4096);
 }
 
 Case draw_case(CaseKind kind, Choices in) {

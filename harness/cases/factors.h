@@ -1,4 +1,5 @@
-// Inside harness/: the factors of a suite, their levels, and covering arrays of cases over them.
+// Inside harness/cases/: the factors of a suite, their levels, and covering arrays of cases over
+// them.
 //
 // For a candidate that lacks features, an array is drawn over what the candidate does: first a case
 // of the array is sought that the candidate does, then each level is kept with which it does one.

@@ -1,5 +1,5 @@
-// Inside harness/: cases that lie outside the factors of the suites, because bugs of real kernels
-// were found there and nowhere else.
+// Inside harness/cases/: cases that lie outside the factors of the suites, because bugs of real
+// kernels were found there and nowhere else.
 #pragma once
 
 #include <initializer_list>

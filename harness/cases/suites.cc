@@ -307,7 +307,7 @@ Level latent(Index page, Index rank, Index rotary) {
             c.cache.rotary = std::min(rotary, c.shape.dim - 1);
           }};
 }
-// This dtype has no NaN and no infinity, so hidden elements cannot have these values.
+// A cache of fp4, in which no NaN and no infinity can be stored: hidden elements are huge instead.
 Level stored_as_f4(const char* fields) {
   return {fields, [=](Case& c) {
             set_fields(c, fields);
@@ -325,8 +325,9 @@ std::vector<Level> layouts_of_tokens() {
           "layout=q:padded,k:strided,v:reversed"};
 }
 
-// What the caches of other people have, and that of this project has not: f32 scales, K and V in
-// one buffer, and pools that 32-bit offsets and 16-bit page numbers do not reach.
+// Adds caches as other libraries have them, and as this project's own kernels do not: with f32
+// scales, with K and V in one buffer, and so large that offsets need more than 32 bits and page
+// numbers more than 16.
 void add_foreign_caches(std::vector<Factor>& factors) {
   add_levels(
       factors, "store",

@@ -1,4 +1,4 @@
-// The problem and the outputs as a buggy kernel misreads them.
+// Inside harness/faults/: the problem and the outputs as a buggy kernel misreads them.
 #pragma once
 
 #include <cstdint>

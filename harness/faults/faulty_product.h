@@ -1,4 +1,4 @@
-// Low-bit products with planted bugs: every branch below is one bug.
+// Inside harness/faults/: low-bit products with planted bugs: every branch below is one bug.
 #pragma once
 
 #include <algorithm>

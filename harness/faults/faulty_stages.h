@@ -1,4 +1,4 @@
-// The stage policy of planted faults.
+// Inside harness/faults/: the stage policy of planted faults.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Inside harness/: one call of a backward pass on tensors that are given element by element.
+// Inside harness/identify/: one call of a backward pass on tensors that are given element by
+// element.
 #pragma once
 
 #include <functional>

@@ -1,4 +1,4 @@
-// Inside harness/: in which format a number was stored, from outputs that it makes.
+// Inside harness/identify/: in which format a number was stored, from outputs that it makes.
 #pragma once
 
 #include <array>

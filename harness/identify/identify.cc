@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "harness/identify/gradients.h"
@@ -14,39 +15,8 @@ namespace {
 
 bool is_fp8(LowBit f) { return f == LowBit::f8e4m3 || f == LowBit::f8e5m2; }
 
-// The fields that are read of a line; the others have their defaults.
-Case fields_read(const Case& asked) {
-  Case read;
-  read.operation = asked.operation;
-  read.dtype = asked.dtype;
-  if (asked.operation != Operation::product) return read;
-  read.out = asked.out;
-  read.product.format = asked.product.format;
-  read.product.group = asked.product.group;
-  read.product.a_format = asked.product.a_format;
-  return read;
-}
-
-void check_asked(const Case& asked) {
-  const auto refuse = [](const std::string& why) { throw std::invalid_argument(why); };
-  const bool product = asked.operation == Operation::product;
-  if (asked.dtype != Dtype::f32 && asked.dtype != Dtype::f16 && asked.dtype != Dtype::bf16)
-    refuse(
-        fmt::format("dtype={}: inputs are chosen in f32, f16 or bf16", format(asked.dtype).name));
-  const Case read = fields_read(asked);
-  if (asked != read)
-    refuse(fmt::format(
-        "{}: inputs and shapes are chosen; of a line, the {} are read ({})", print_case(asked),
-        product ? "operation, dtype, out, w and a" : "operation and the dtype", print_case(read)));
-  const std::optional<LowBit>& a = asked.product.a_format;
-  if (product && a && !(is_fp8(*a) && is_fp8(asked.product.format)))
-    refuse(
-        fmt::format("a={} w={}: codes of so few bits hold no large number beside a small one; "
-                    "where A is low-bit, both are f8e4m3 or f8e5m2",
-                    traits(*a).name, traits(asked.product.format).name));
-}
-
-void ask_about_attention(Candidate& candidate, Dtype dtype, Identification& told) {
+void ask_about_attention(Candidate& candidate, const Case& asked, Identification& told) {
+  const Dtype dtype = asked.dtype;
   const Probe probe(candidate, dtype);
   told.line = print_case(probe.shape());
   const std::optional<Dtype> weights = tell_weights(probe, told);
@@ -60,7 +30,8 @@ void ask_about_attention(Candidate& candidate, Dtype dtype, Identification& told
   tell_subnormals(probe, weights, coarse, told);
 }
 
-void ask_about_backward(Candidate& candidate, Dtype dtype, Identification& told) {
+void ask_about_backward(Candidate& candidate, const Case& asked, Identification& told) {
+  const Dtype dtype = asked.dtype;
   const BackwardProbe probe(candidate, dtype, 1);
   told.line = print_case(probe.shape());
   tell_gradient_weights(probe, told);
@@ -80,19 +51,62 @@ void ask_about_product(Candidate& candidate, const Case& asked, Identification& 
   tell_product(probe, told);
 }
 
+// The fields that are read of a line; the others have their defaults.
+Case attention_fields(const Case& asked) {
+  Case read;
+  read.operation = asked.operation;
+  read.dtype = asked.dtype;
+  return read;
+}
+Case product_fields(const Case& asked) {
+  Case read = attention_fields(asked);
+  read.out = asked.out;
+  read.product.format = asked.product.format;
+  read.product.group = asked.product.group;
+  read.product.a_format = asked.product.a_format;
+  return read;
+}
+
+struct AskedOperation {
+  Operation operation;
+  Case (*fields)(const Case&);
+  const char* names_of_fields;
+  void (*ask)(Candidate&, const Case& asked, Identification&);
+};
+constexpr AskedOperation operations[] = {
+    {Operation::attention, attention_fields, "operation and the dtype", ask_about_attention},
+    {Operation::backward, attention_fields, "operation and the dtype", ask_about_backward},
+    {Operation::product, product_fields, "operation, dtype, out, w and a", ask_about_product},
+};
+
+void check_asked(const AskedOperation& operation, const Case& asked) {
+  const auto refuse = [](const std::string& why) { throw std::invalid_argument(why); };
+  if (asked.dtype != Dtype::f32 && asked.dtype != Dtype::f16 && asked.dtype != Dtype::bf16)
+    refuse(
+        fmt::format("dtype={}: inputs are chosen in f32, f16 or bf16", format(asked.dtype).name));
+  const Case read = operation.fields(asked);
+  if (asked != read)
+    refuse(fmt::format("{}: inputs and shapes are chosen; of a line, the {} are read ({})",
+                       print_case(asked), operation.names_of_fields, print_case(read)));
+  const std::optional<LowBit>& a = asked.product.a_format;
+  if (a && !(is_fp8(*a) && is_fp8(asked.product.format)))
+    refuse(
+        fmt::format("a={} w={}: codes of so few bits hold no large number beside a small one; "
+                    "where A is low-bit, both are f8e4m3 or f8e5m2",
+                    traits(*a).name, traits(asked.product.format).name));
+}
+
 }  // namespace
 
 Identification identify(Candidate& candidate, const Case& asked) {
-  check_asked(asked);
+  const AskedOperation& operation =
+      *std::ranges::find(operations, asked.operation, &AskedOperation::operation);
+  check_asked(operation, asked);
   Identification told;
   told.candidate = candidate.name();
   told.line = print_case(asked);
   try {
-    switch (asked.operation) {
-      case Operation::attention: ask_about_attention(candidate, asked.dtype, told); break;
-      case Operation::backward: ask_about_backward(candidate, asked.dtype, told); break;
-      case Operation::product: ask_about_product(candidate, asked, told); break;
-    }
+    operation.ask(candidate, asked, told);
   } catch (const CandidateDeclined& e) {
     told.outcome = Asking::unsupported;
     told.reason = e.what();

@@ -1,5 +1,5 @@
-// Inside harness/: in which order a sum is taken, told by how many summands are added up before the
-// first and each other one meet.
+// Inside harness/identify/: in which order a sum is taken, told by how many summands are added up
+// before the first and each other one meet.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Inside harness/: one call of a kernel on tensors that are given element by element.
+// Inside harness/identify/: one call of a kernel on tensors that are given element by element.
 #pragma once
 
 #include <functional>

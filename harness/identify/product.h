@@ -1,4 +1,5 @@
-// Inside harness/: how a kernel of low-bit products adds up, and where it multiplies scales in.
+// Inside harness/identify/: how a kernel of low-bit products adds up, and where it multiplies
+// scales in.
 #pragma once
 
 #include "harness/identify/identify.h"

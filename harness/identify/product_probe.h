@@ -1,4 +1,5 @@
-// Inside harness/: one call of a kernel on a low-bit product whose terms are given one by one.
+// Inside harness/identify/: one call of a kernel on a low-bit product whose terms are given one by
+// one.
 #pragma once
 
 #include <functional>

@@ -1,4 +1,5 @@
-// Inside harness/: in which format a kernel stores its scores and weights, and what it adds up.
+// Inside harness/identify/: in which format a kernel stores its scores and weights, and what it
+// adds up.
 #pragma once
 
 #include <optional>

@@ -80,7 +80,7 @@ VisibleSums sums_over_columns(const Probe& probe, bool by_lse) {
 namespace {
 
 // The sizes of the parts in which summands meet; the places are counted from the last one if
-// `from_last`. Nothing if what is left is no number of units.
+// `from_last`. Returns nothing if what is left is not a whole number of units.
 std::optional<MeetingSizes> meeting_sizes(const VisibleSums& sums, bool from_last) {
   const Index n = sums.length;
   const auto place = [=](Index j) { return from_last ? n - 1 - j : j; };

@@ -1,7 +1,7 @@
-// Inside harness/: how a kernel adds up. Its order comes from inputs in which one large number and
-// its negative make what is added between them vanish (Xie, Xu and Wang, "FPRev: Revealing
-// floating-point accumulation orders in software/hardware implementations", 2025); its precision
-// from what survives between them.
+// Inside harness/identify/: how a kernel adds up. Its order comes from inputs in which one large
+// number and its negative make what is added between them vanish (Xie, Xu and Wang, "FPRev:
+// Revealing floating-point accumulation orders in software/hardware implementations", 2025); its
+// precision from what survives between them.
 #pragma once
 
 #include <functional>

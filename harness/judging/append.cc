@@ -118,8 +118,8 @@ std::vector<Index> steps_of(const Case& c) {
   return steps;
 }
 
-// A call that writes where tokens were before, as those who manage the pages of many sequences make
-// it. A page is copied before.
+// A call that writes where tokens were before, as a server of many sequences makes it when it gives
+// their pages to others. A page may be copied before the call.
 struct Rewriting {
   const char* name;
   Appended tokens;
@@ -227,15 +227,6 @@ class Appending : public KnownCall {
   Appended tokens_{};
 };
 
-}  // namespace
-
-BitsOperation appending(Surroundings around) {
-  const auto judge = [around](const Case& c, Candidate& candidate) {
-    return judge_append(c, candidate, Inputs(c, around));
-  };
-  return {"append", judge, known_call<Appending>(around)};
-}
-
 JudgedBits judge_append(const Case& c, Candidate& candidate, const Inputs& in) {
   if (!c.cache || !candidate.abilities().append || !without_pages(c).empty()) return {};
   const Index stored = c.shape.batch * c.shape.kv_heads * c.shape.keys;
@@ -249,6 +240,16 @@ JudgedBits judge_append(const Case& c, Candidate& candidate, const Inputs& in) {
     if (!judged.wrong.empty()) return judged;
   }
   return judged;
+}
+
+}  // namespace
+
+BitsOperation appending(const Inputs& in) {
+  const auto judge = [&in](const Case& c, Candidate& candidate) {
+    return judge_append(c, candidate, in);
+  };
+  return {"append", Output::tokens, "every token is stored by the rule, bit for bit", judge,
+          known_call<Appending>(in.around)};
 }
 
 }  // namespace assay

@@ -1,4 +1,4 @@
-// Inside harness/: judges what a candidate writes into the pages of a cache, bit for bit.
+// Inside harness/judging/: judges what a candidate writes into the pages of a cache, bit for bit.
 #pragma once
 
 #include "harness/candidates/candidate.h"
@@ -12,10 +12,8 @@ namespace assay {
 // written. After each call the tokens have to be stored by the rule of caches, and every other byte
 // of the pages has to be as it was, so every sequence is read as it should be. Tokens before the
 // starts of the case, and those behind the end of a shorter sequence, have the slot -1, which is
-// skipped. Nothing is asked of a candidate that does not append.
-JudgedBits judge_append(const Case& c, Candidate& candidate, const Inputs& in);
-
-// The same as an operation of which more is asked. Its one call appends all tokens.
-BitsOperation appending(Surroundings around);
+// skipped. Nothing is asked of a candidate that does not append. The one call of the operation
+// appends all tokens. The inputs are those of the case, and must live as long.
+BitsOperation appending(const Inputs& in);
 
 }  // namespace assay

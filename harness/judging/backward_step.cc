@@ -36,6 +36,10 @@ Diagnosis BackwardStep::diagnose(const Out& out, const std::optional<Arithmetic>
                            contract, failed, options);
 }
 
+void BackwardStep::add_to(CaseResult& result, const Verdict& v) const {
+  add_gradients(result.verdict, v);
+}
+
 namespace {
 
 using AskedBackward = Asked<BackwardStep>;

@@ -1,5 +1,5 @@
-// What the behaviour of a candidate says of why it fails, besides the numbers of
-// its outputs: that it reads them, that it writes beside them, that it keeps something.
+// Causes of a failure that the candidate's behaviour shows and its numbers do not: it reads its
+// outputs, it writes beside them, or it keeps something from one call to the next.
 #pragma once
 
 #include <array>
@@ -27,8 +27,8 @@ inline constexpr Behaviour sums_otherwise{
 inline constexpr std::array behaviours = {adds_to_output, writes_beside, keeps_a_call,
                                           sums_otherwise};
 
-// Puts the behaviour in the place of the explanations, which do without it. Its limit of s is 0,
-// because no errors tell it.
+// Makes the behaviour the only explanation, because the other ones were found without it. Its limit
+// of s is 0, because it was not found by the size of errors.
 inline void explain_by(const Behaviour& behaviour, Diagnosis& d) {
   Explanation e;
   e.hypothesis = behaviour.name;

@@ -35,8 +35,8 @@ struct ExecuteOptions {
   int repeat = 2;
   bool power = true;
   bool relations = true;
-  // Of how many cases one is asked what the candidate keeps from one call to the next, if it has a
-  // process of its own. The line of a case decides. 0: none, 1: all.
+  // One case in so many is asked what the candidate keeps from one call to the next, if it has a
+  // process of its own. The line of a case decides whether it is that one. 0: none, 1: all.
   int state_of_every = 0;
   Promises required = 0;  // asked of a candidate that does not promise it, too
   bool refusals = false;  // make the calls that no kernel can answer, too
@@ -64,11 +64,11 @@ CaseResult failed_result(const std::string& line, const std::string& candidate, 
 // The command that runs a case again.
 std::string check_command(const std::string& candidate, const std::string& line,
                           Surroundings around);
-// What that command needs besides, so that it asks the same: " --require batch-invariant".
+// The options that make that command ask the same as this run: " --require batch-invariant".
 std::string further_options(const ExecuteOptions& options);
 
-// Whether the case is one of those, of so many each, that are asked what the candidate keeps and
-// what its bits depend on.
+// Whether the case is the one in `every` cases that is asked what the candidate keeps and what its
+// bits depend on.
 bool is_asked_of_state(const std::string& line, int every);
 
 // Whether the errors of a right kernel have no direction on these inputs. Only then does a bias of

@@ -1,4 +1,4 @@
-// Inside harness/: one call of a candidate, with a check of everything around its buffers.
+// Inside harness/judging/: one call of a candidate, with a check of everything around its buffers.
 #pragma once
 
 #include <cstdint>

@@ -240,7 +240,7 @@ bool are_among(const Attention& x, const Attention& y) {
   return same;
 }
 
-// The same keys, behind which lie others that no row sees.
+// The same problem with further keys behind its own, which no row sees.
 Relation longer_keys(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
   const Attention& p = step.in.problem;
@@ -299,7 +299,7 @@ Case case_of(const Case& whole, const Chosen& chosen) {
 }
 
 // Element (b, h, i, d) becomes that of sequence sequences[b], row first + i, of another tensor.
-// What that one does not have stays.
+// Elements that the other tensor does not have stay as they are.
 void copy_chosen(const TensorView& to, const TensorView& from, const Chosen& chosen, Index first) {
   if (!to) return;
   Extents common = to.shape;

@@ -1,5 +1,5 @@
-// Inside harness/: relations about what the bits of a row do not depend on. A kernel may promise
-// them, and a run may require them.
+// Inside harness/judging/: relations about what the bits of a row do not depend on. A kernel may
+// promise them, and a run may require them.
 #pragma once
 
 #include <span>

@@ -13,7 +13,7 @@ namespace {
 constexpr std::byte before{0x3C};         // in what a call writes
 constexpr Index most_elements = 1 << 13;  // of a case that is asked
 
-// Of the same shapes, dtypes and layouts.
+// A case of the same shapes, dtypes and layouts.
 Case with_other_elements(const Case& c) {
   Case other = c;
   other.seed = c.seed ^ 0x5DEECE66D;

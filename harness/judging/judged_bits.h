@@ -1,5 +1,5 @@
-// Inside harness/: operations whose results a rule gives bit for bit: writers of pages, quantizers,
-// dequantizers. What judging them found, and what else is asked of them.
+// Inside harness/judging/: operations whose results a rule gives bit for bit: writers of pages,
+// quantizers, dequantizers. What judging them found, and what else is asked of them.
 #pragma once
 
 #include <cstddef>
@@ -37,20 +37,22 @@ class KnownCall {
 
   virtual Call call() = 0;
   virtual WatchedInputs watched() const = 0;
-  // Puts something else into what the call writes.
+  // Fills what the call will write with this byte.
   virtual void prepare(std::byte filling) = 0;
   virtual std::vector<WrittenBytes> written() = 0;
-  // What the call wrote that the rule does not say; empty if nothing is wrong.
+  // Where the call wrote something else than the rule says; empty if it did not.
   virtual std::string wrong() = 0;
 };
 
-// Makes the call over something else. Returns what is wrong.
+// Fills what the call will write, and makes the call. Returns what is wrong.
 std::string make_call(KnownCall& call, Candidate& candidate, const kernels::Execution& how,
                       std::byte filling);
 
 // An operation of a candidate that is judged bit for bit.
 struct BitsOperation {
   const char* name;
+  Output output;      // the elements are counted as those of this output
+  const char* right;  // why a case passes that is judged for nothing else
   // Judges what the candidate does of a case.
   std::function<JudgedBits(const Case&, Candidate&)> judge;
   // One call of those; null if the candidate does not do it.
@@ -67,8 +69,8 @@ auto known_call(Surroundings around) {
   };
 }
 
-// What the candidate keeps from one call to the next, by relations as in state.h. Bits beside the
-// rule are wrong in any call. `begins` is called before each relation.
+// Asks the relations of state.h, about what the candidate keeps from one call to the next. The rule
+// says what is right in every call. `begins` is called before each relation.
 Relations ask_state(const BitsOperation& of, const Case& c, Candidate& candidate,
                     const std::function<void(const std::string& relation)>& begins);
 

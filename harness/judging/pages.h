@@ -1,5 +1,5 @@
-// Inside harness/: relations about how the pages of a cached case came about. They are asked of
-// candidates that read pages behind a table.
+// Inside harness/judging/: relations about how the pages of a cached case came about. They are
+// asked of candidates that read pages behind a table.
 #pragma once
 
 #include "harness/judging/step.h"
@@ -7,7 +7,7 @@
 namespace assay {
 
 // The candidate's own append writes the pages that it then reads, as in the program that will use
-// both. Other bits than from pages of the harness are judged by their bounds.
+// both. Outputs with other bits than those from pages of the harness are judged by their bounds.
 Relation own_pages(const Asked<ForwardStep>& asked);
 
 // Every sequence begins with the tokens of sequence 0, as far as both have whole pages, and those

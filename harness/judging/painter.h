@@ -47,8 +47,8 @@ class Painter {
   std::map<Output, std::vector<std::int64_t>> ulps_;
 };
 
-// What a failing O lacks of its weights, if weights explain it. `declared` is the contract of the
-// candidate; null: it declares none.
+// The share of its weight that each key lacks in a failing O, if wrong weights explain it.
+// `declared` is the contract of the candidate; null: it declares none.
 std::optional<Pictures::Weights> weights_of(const ProjectedAttention& problem,
                                             const AttentionOutput& out, const Contract* declared,
                                             const Verdict& failed, int threads);

@@ -28,6 +28,13 @@ Diagnosis ProductStep::diagnose(const Out& out, const std::optional<Arithmetic>&
   return diagnose_product(in.problem, out.c.view(), contract, failed, options);
 }
 
+void ProductStep::add_to(CaseResult& result, const Verdict& v) const {
+  result.verdict = v;
+  if (c.product.weights == Weights::quantized)
+    result.quantization =
+        quantization_error(in.problem, [&](Index k, Index n) { return original_weight(c, k, n); });
+}
+
 namespace {
 
 using AskedProduct = Asked<ProductStep>;

@@ -37,8 +37,8 @@ struct Stored {
   LowBitMatrix rule;
 };
 
-// Compares the numbers that the bytes mean, -0 and 0 apart. What lies behind K has no meaning and
-// is not compared. The metadata of sparse weights are compared together with their codes.
+// Compares the numbers that the bytes mean; -0 and 0 count as different. Bytes behind K have no
+// meaning and are not compared. The metadata of sparse weights are compared with their codes.
 std::string compare_bytes(const Stored& s, const kernels::LowBitBytes& bytes) {
   const LowBitView rule = s.rule.view();
   if (bytes.format != rule.format || bytes.k != rule.k || bytes.n != rule.n ||
@@ -210,7 +210,8 @@ class Dequantizing : public KnownCall {
   const Tensor to_;
 };
 
-// What two askings found, of which the second is made if the first found nothing wrong.
+// Judges once more, by `second`, unless `first` has found something wrong. Counts the elements of
+// both.
 template <class Second>
 JudgedBits both(const char* what, JudgedBits first, const Second& second) {
   if (first.asked && first.wrong.empty()) {
@@ -222,7 +223,7 @@ JudgedBits both(const char* what, JudgedBits first, const Second& second) {
   return first;
 }
 
-}  // namespace
+constexpr const char* weights_right = "every weight is that of the rule, bit for bit";
 
 JudgedBits judge_quantizer(const Case& c, Candidate& candidate) {
   const ProductSpec& p = c.product;
@@ -244,20 +245,22 @@ JudgedBits judge_dequantizer(const Case& c, Candidate& candidate, const ProductI
               });
 }
 
+}  // namespace
+
 BitsOperation quantizing() {
   const auto one_call = [](const Case& c, Candidate& candidate) -> std::unique_ptr<KnownCall> {
     if (!asks_quantizer(c, candidate)) return nullptr;
     return quantizing_of(c, candidate, c.product.k, c.product.n,
                          [&](Index k, Index n) { return original_weight(c, k, n); });
   };
-  return {"quantize", judge_quantizer, one_call};
+  return {"quantize", Output::w, weights_right, judge_quantizer, one_call};
 }
 
-BitsOperation dequantizing(Surroundings around) {
-  const auto judge = [around](const Case& c, Candidate& candidate) {
-    return judge_dequantizer(c, candidate, ProductInputs(c, around));
+BitsOperation dequantizing(const ProductInputs& in) {
+  const auto judge = [&in](const Case& c, Candidate& candidate) {
+    return judge_dequantizer(c, candidate, in);
   };
-  return {"dequantize", judge, known_call<Dequantizing>(around)};
+  return {"dequantize", Output::w, weights_right, judge, known_call<Dequantizing>(in.around)};
 }
 
 }  // namespace assay

@@ -1,5 +1,5 @@
-// Inside harness/: calls that no kernel can answer. The kernel must refuse them, write nothing, and
-// live.
+// Inside harness/judging/: calls that no kernel can answer. The kernel must refuse them, write
+// nothing, and live.
 #pragma once
 
 #include <functional>

@@ -10,7 +10,7 @@
 namespace assay {
 namespace {
 
-// Where a scale stands.
+// The indices of a scale.
 struct Place {
   Index b, head, token, group;
 };
@@ -64,7 +64,7 @@ struct Scaled {
   Index group;
 };
 
-// K or V as somebody reads it who has this fault.
+// K or V as a kernel with this fault reads it.
 Tensor misread(const ScaleFault& fault, const Scaled& t) {
   const Extents& e = t.values.shape;
   Tensor to(Dtype::f64, e, make_layout(LayoutKind::bhsd, e, 1));

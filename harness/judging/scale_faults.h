@@ -1,5 +1,5 @@
-// Inside harness/: faults of those who read the scales of a cache. The oracle does not know scales,
-// so these are looked for beside its own hypotheses.
+// Inside harness/: finds mistakes in reading the scales of a cache. The oracle knows no scales, so
+// its own hypotheses do not contain such mistakes.
 #pragma once
 
 #include "oracle/contract.h"
@@ -14,9 +14,9 @@ struct ScaledKeyValues {
   Index group = 0;  // columns that share a scale; 0: all
 };
 
-// Puts faults that explain O and LSE, of which all are inside their bounds if the scales are read
-// that wrongly, before those that were found. Does nothing without scales. `contract` is null where
-// none is declared.
+// Tries one mistake after the other. A mistake explains O and LSE if all of their elements are
+// inside their bounds when the scales are read with it. Puts those that do before the explanations
+// that are in `found`. Does nothing without scales. `contract` is null where none is declared.
 void explain_by_scales(const ScaledKeyValues& read, const AttentionOutput& out,
                        const Contract* contract, const JudgeOptions& options, Diagnosis& found);
 

@@ -71,16 +71,6 @@ Case with_other_contents(const Case& c, const Candidate& candidate) {
 
 std::uint64_t hash_of_line(const std::string& line) { return Fnv1a().add(line).value() >> 32; }
 
-double multiply_adds(const Case& c) {
-  if (c.operation == Operation::product)
-    return static_cast<double>(c.product.m) * static_cast<double>(c.product.n) *
-           static_cast<double>(c.product.k);
-  const AttentionShape& s = c.shape;
-  const double pairs = static_cast<double>(s.batch * s.query_heads) * static_cast<double>(s.rows) *
-                       static_cast<double>(s.keys);
-  return pairs * static_cast<double>(s.dim + s.value_dim);
-}
-
 std::string growth_of(const std::vector<UsedMemory>& seen, int calls_between) {
   struct Growth {
     std::int64_t UsedMemory::* held;

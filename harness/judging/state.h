@@ -1,5 +1,5 @@
-// Inside harness/: relations about what a candidate keeps from one call to the next. They are asked
-// of candidates that run in a process of their own, as in the program that will use them.
+// Inside harness/judging/: relations about what a candidate keeps from one call to the next. They
+// are asked of candidates that run in a process of their own, as in the program that will use them.
 #pragma once
 
 #include <fmt/format.h>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "harness/judging/step.h"
+#include "harness/work.h"
 
 namespace assay {
 
@@ -22,14 +23,12 @@ Case with_other_contents(const Case& c, const Candidate& candidate);
 // A number that the line determines, on any machine. It chooses which questions a case is asked.
 std::uint64_t hash_of_line(const std::string& line);
 
-// The multiply-adds of the case.
-double multiply_adds(const Case& c);
-
-// What grows from each of these moments to the next by at least one smallest block of memory, one
-// page or one descriptor for each of so many calls; empty if nothing does.
+// Says what grew from each of these moments to the next, between which there were so many calls, by
+// at least a smallest block of memory, a page or a descriptor for each call; empty if nothing did.
 std::string growth_of(const std::vector<UsedMemory>& seen, int calls_between);
 
-// A step for the case with_other_contents(). It must not move.
+// A step of the case that with_other_contents() gives. It must not move, because its parts refer to
+// one another.
 template <class Step>
 struct Changed;
 

@@ -1,6 +1,6 @@
-// Inside harness/: what the judging of a case is made of. A step is one call of the candidate whose
-// outputs are judged: O and LSE, the gradients, or a product. Attention is one step, its backward
-// pass two, a product one.
+// Inside harness/: the steps of a case. A step is one call of the candidate whose outputs are
+// judged: O and LSE, the gradients, or a product. A case of attention or of a product has one step;
+// a case of a backward pass has two.
 //
 // A step type S says:
 //   S::Out                            its outputs, a set of named tensors
@@ -10,6 +10,7 @@
 //   WatchedInputs watched() const     what that call reads
 //   Verdict judge(out, arithmetic, options) const
 //   Diagnosis diagnose(out, arithmetic, failed, options) const
+//   void add_to(result, verdict) const  puts the verdict into the result of the case
 //   std::span<const RelationOf<S>> relations() const
 #pragma once
 
@@ -89,7 +90,7 @@ struct ForwardStep {
   const Case& c;
   const Inputs& in;
   bool with_lse = true;
-  // Those under which it is judged, and its relations are asked.
+  // The step is judged, and its relations are asked, under these conventions.
   Conventions conventions = Conventions::ours();
   PagesFrom pages = PagesFrom::encoder;  // of a cached case
 
@@ -100,6 +101,7 @@ struct ForwardStep {
                 const JudgeOptions& options) const;
   Diagnosis diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
                      const Verdict& failed, const JudgeOptions& options) const;
+  void add_to(CaseResult& result, const Verdict& v) const { result.verdict = v; }
   // Clears what may be anything by convention, so that runs can be compared.
   void clear_unread(const Out& out) const;
   std::span<const RelationOf<ForwardStep>> relations() const;
@@ -127,6 +129,7 @@ struct BackwardStep {
                 const JudgeOptions& options) const;
   Diagnosis diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
                      const Verdict& failed, const JudgeOptions& options) const;
+  void add_to(CaseResult& result, const Verdict& v) const;
   std::span<const RelationOf<BackwardStep>> relations() const;
 };
 
@@ -145,6 +148,7 @@ struct ProductStep {
                 const JudgeOptions& options) const;
   Diagnosis diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
                      const Verdict& failed, const JudgeOptions& options) const;
+  void add_to(CaseResult& result, const Verdict& v) const;
   std::span<const RelationOf<ProductStep>> relations() const;
 };
 
@@ -160,10 +164,10 @@ struct UnseenFill {
 // the number of these keys.
 Index overwrite_unseen_keys(const Case& c, const Inputs& changed, const Conventions& conventions,
                             Index rows, const UnseenFill& fill);
-// Asks `ask(fill)` with NaN. In kernels that add 0 times NaN, as most do that others wrote, NaN at
-// a masked key spreads. If finite numbers there change nothing, this is a convention, and says
-// nothing of masks. It is a fault beyond the length of a sequence, where memory may hold anything,
-// and of a candidate of which it is declared that it ignores such NaN.
+// Asks `ask(fill)` with NaN. Most kernels of other libraries add 0 times NaN, so NaN at a masked
+// key spreads to their outputs. If finite numbers there change nothing, the masks are right, and
+// the spreading is a convention. It is a fault in two cases: beyond the length of a sequence, where
+// memory may hold anything, and in a candidate that is declared to ignore such NaN.
 Relation ask_with_nan(const Conventions& conventions, const Attention& p,
                       const std::function<Relation(const UnseenFill&)>& ask);
 // Whether the outputs may hold, by convention, the NaN or infinity of a masked key. Then no masked

@@ -1,4 +1,4 @@
-// Inside harness/: the variants of a kernel, each of which is judged.
+// Inside harness/judging/: the variants of a kernel, each of which is judged.
 #pragma once
 
 #include <fmt/format.h>

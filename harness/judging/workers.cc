@@ -32,7 +32,7 @@ constexpr int result_descriptor = 3, crash_descriptor = 4;
 // result begins with a brace.
 constexpr char present_mark = '@';
 
-// What a worker says if it has no memory for a result. The text needs none.
+// What a worker writes if it has no memory for a result. This text needs no memory.
 constexpr std::string_view out_of_memory_line = "!\n";
 constexpr const char* other_library = "not judged: the library's file changed during the run";
 constexpr const char* out_of_memory = "out of memory (--memory limits a worker)";
@@ -66,7 +66,7 @@ bool send(std::string line) {
   throw std::system_error(errno, std::generic_category(), what);
 }
 
-// Null if the descriptor is none of such memory.
+// Returns null if the descriptor is not one of this shared memory.
 CrashPage* map_crash_page(int descriptor) {
   void* page = mmap(nullptr, sizeof(CrashPage), PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
   return page == MAP_FAILED ? nullptr : static_cast<CrashPage*>(page);
@@ -223,7 +223,7 @@ class KeptCandidate {
 // Runs one case and returns its result. No exception of a candidate leaves this function.
 CaseResult run_item(const WorkItem& item, const ExecuteOptions& options, KeptCandidate& kept) {
   const auto refused = [&](const char* reason) {
-    kept.drop();  // nobody knows how far it has come
+    kept.drop();  // it may be in the middle of a call
     return failed_result(item.line, item.candidate, Outcome::error, reason, options.around);
   };
   try {

@@ -14,16 +14,10 @@
 #include <string_view>
 #include <utility>
 
-#include "harness/judging/painter.h"
-#include "harness/judging/scale_faults.h"
 #include "harness/text.h"
 #include "kernels/validate.h"
-#include "oracle/visibility.h"
-#include "oracle/backward_verdict.h"
-#include "oracle/diagnosis.h"
 #include "oracle/product.h"
 #include "problem/cached_tokens.h"
-#include "problem/clock.h"
 #include "problem/generate.h"
 #include "problem/read_number.h"
 
@@ -358,9 +352,7 @@ void read_masks(Reader& reader, RecordLine& line, Record& r) {
   });
 }
 
-// Reads LSE, [B, Hq, Lq] or with a last extent of 1. An LSE in base 2 is converted to natural units
-// in double, whose rounding is negligible.
-// A number for each row, F32.
+// Reads a number for each row, F32: [B, Hq, Lq], or with a last extent of 1.
 TensorView read_rows(Reader& reader, const char* name, const AttentionShape& s,
                      const StoredTensor& t) {
   std::vector<Index> shape = t.shape;
@@ -375,6 +367,8 @@ TensorView read_rows(Reader& reader, const char* name, const AttentionShape& s,
   return v;
 }
 
+// Reads LSE. An LSE in base 2 is converted to natural units in double, whose rounding is
+// negligible.
 TensorView read_lse(Reader& reader, RecordLine& line, Record& r, const StoredTensor& t) {
   const TensorView v = read_rows(reader, "lse", r.problem.shape, t);
   const std::string unit = line.text("lse").value_or("natural");
@@ -418,7 +412,6 @@ Tensor given_scales(Reader& reader, const char* name, const TensorView& tokens) 
 void read_store(Reader& reader, RecordLine& line, Record& r) {
   const auto text = line.text("store");
   if (!text) return;
-  if (r.operation == Operation::backward) reader.fail("store=: gradients do not go into a cache");
   ProjectedAttention& p = r.problem;
   Case c;
   c.shape = p.shape;
@@ -454,20 +447,30 @@ void read_store(Reader& reader, RecordLine& line, Record& r) {
   r.scale_group = c.cache.group;
 }
 
-void read_attention(Reader& reader, RecordLine& line, Record& r) {
-  read_conventions(reader, line, r);
-  const bool backward = r.operation == Operation::backward;
+// Reads tensors of batch, heads, positions and columns, in the order that the line of the record
+// says.
+struct FourAxes {
+  Reader& reader;
+  bool positions_first = false;
+  TensorView need(const char* name, const char* why) const {
+    return rank_four(reader, name, reader.need(name, why), positions_first);
+  }
+};
+
+FourAxes read_layout(Reader& reader, RecordLine& line) {
   const std::string layout = line.text("layout").value_or("bhsd");
   if (layout != "bhsd" && layout != "bshd")
     reader.fail(fmt::format("layout={}: bhsd or bshd", layout));
-  const auto tensor = [&](const char* name, const char* why) {
-    return rank_four(reader, name, reader.need(name, why), layout == "bshd");
-  };
+  return {reader, layout == "bshd"};
+}
+
+// Reads what attention and its gradients have in common: the problem, O and LSE.
+void read_forward(Reader& reader, RecordLine& line, const FourAxes& tensors, Record& r) {
   const char* always = "q, k, v and o always are needed";
   Attention& p = r.problem;
-  p.q = tensor("q", always);
-  p.k = tensor("k", always);
-  p.v = tensor("v", always);
+  p.q = tensors.need("q", always);
+  p.k = tensors.need("k", always);
+  p.v = tensors.need("v", always);
   AttentionShape& s = p.shape;
   s = {p.q.shape[0], p.q.shape[1], p.k.shape[1], p.q.shape[2],
        p.k.shape[2], p.q.shape[3], p.v.shape[3]};
@@ -477,40 +480,54 @@ void read_attention(Reader& reader, RecordLine& line, Record& r) {
   check_shape(reader, "k", p.k, s.k_extents());
   check_shape(reader, "v", p.v, s.v_extents());
   read_masks(reader, line, r);
-  const Extents rows = s.o_extents();
-  r.out.o =
-      tensor("o", "the record holds inputs only: run them, and add what your kernel answered");
-  check_shape(reader, "o", r.out.o, rows);
+  r.out.o = tensors.need(
+      "o", "the record holds inputs only: run them, and add what your kernel answered");
+  check_shape(reader, "o", r.out.o, s.o_extents());
   if (const StoredTensor* t = reader.find("lse")) r.out.lse = read_lse(reader, line, r, *t);
-  kernels::Status status = kernels::validate_attention(p, {r.out.o, {}});
-  if (status.ok() && backward) {
-    if (r.out.lse && r.out.lse.dtype != Dtype::f32)
-      reader.fail("lse=base2: gradients are judged with a natural LSE in F32");
-    r.d_o = tensor("do", "gradients are those of <dO, O>");
-    check_shape(reader, "do", r.d_o, rows);
-    if (const StoredTensor* t = reader.find("dlse")) r.d_lse = read_rows(reader, "dlse", s, *t);
-    const char* all = "the operation backward needs dq, dk and dv";
-    r.gradients.dq = tensor("dq", all);
-    r.gradients.dk = tensor("dk", all);
-    r.gradients.dv = tensor("dv", all);
-    check_shape(reader, "dq", r.gradients.dq, p.q.shape);
-    check_shape(reader, "dk", r.gradients.dk, p.k.shape);
-    check_shape(reader, "dv", r.gradients.dv, p.v.shape);
-    if (const StoredTensor* t = reader.find("d_bias"))
-      r.gradients.d_bias = broadcast_floats(reader, "d_bias", *t, s.pair_extents());
-    if (const StoredTensor* t = reader.find("d_sink")) {
-      reader.numbers("d_sink", *t, s.query_heads);
-      r.gradients.d_sink = reader.floats("d_sink", *t, {1, s.query_heads, 1, 1});
-    }
-    // The check of the call wants an LSE, but the verdict does not need one.
-    const Extents rows_alone = s.lse_extents();
-    const Tensor stand_in(Dtype::f32, rows_alone,
-                          {{s.query_heads * s.rows, s.rows, 1, 1}, 0, element_count(rows_alone)});
-    status = kernels::validate_backward(
-        p, {r.out.o, r.out.lse ? r.out.lse : stand_in.view(), r.d_o, r.d_lse}, r.gradients);
-  }
-  if (!status.ok()) reader.fail(status.detail);
+  if (const kernels::Status status = kernels::validate_attention(p, {r.out.o, {}}); !status.ok())
+    reader.fail(status.detail);
+}
+
+void read_attention(Reader& reader, RecordLine& line, Record& r) {
+  read_conventions(reader, line, r);
+  read_forward(reader, line, read_layout(reader, line), r);
   read_store(reader, line, r);
+}
+
+void read_backward(Reader& reader, RecordLine& line, Record& r) {
+  read_conventions(reader, line, r);
+  const FourAxes tensors = read_layout(reader, line);
+  read_forward(reader, line, tensors, r);
+  const Attention& p = r.problem;
+  const AttentionShape& s = p.shape;
+  if (r.out.lse && r.out.lse.dtype != Dtype::f32)
+    reader.fail("lse=base2: gradients are judged with a natural LSE in F32");
+  r.d_o = tensors.need("do", "gradients are those of <dO, O>");
+  check_shape(reader, "do", r.d_o, s.o_extents());
+  if (const StoredTensor* t = reader.find("dlse")) r.d_lse = read_rows(reader, "dlse", s, *t);
+  const char* all = "the operation backward needs dq, dk and dv";
+  AttentionGradients& to = r.gradients;
+  to.dq = tensors.need("dq", all);
+  to.dk = tensors.need("dk", all);
+  to.dv = tensors.need("dv", all);
+  check_shape(reader, "dq", to.dq, p.q.shape);
+  check_shape(reader, "dk", to.dk, p.k.shape);
+  check_shape(reader, "dv", to.dv, p.v.shape);
+  if (const StoredTensor* t = reader.find("d_bias"))
+    to.d_bias = broadcast_floats(reader, "d_bias", *t, s.pair_extents());
+  if (const StoredTensor* t = reader.find("d_sink")) {
+    reader.numbers("d_sink", *t, s.query_heads);
+    to.d_sink = reader.floats("d_sink", *t, {1, s.query_heads, 1, 1});
+  }
+  // The check of the call wants an LSE, but the verdict does not need one.
+  const Extents rows = s.lse_extents();
+  const Tensor stand_in(Dtype::f32, rows,
+                        {{s.query_heads * s.rows, s.rows, 1, 1}, 0, element_count(rows)});
+  const TensorView lse = r.out.lse ? r.out.lse : stand_in.view();
+  const kernels::Status status =
+      kernels::validate_backward(p, {r.out.o, lse, r.d_o, r.d_lse}, r.gradients);
+  if (!status.ok()) reader.fail(status.detail);
+  if (line.text("store")) reader.fail("store=: gradients do not go into a cache");
 }
 
 // Refuses bytes to which docs/formats.md gives no meaning.
@@ -669,21 +686,17 @@ bool same_matrix(const LowBitView& a, const LowBitView& b) {
   return std::ranges::equal(decode_weights(a), decode_weights(b), same_number);
 }
 
-// Returns the name of the first tensor that differs from what the case generates ("q"), or an empty
-// text. Extents and dtypes are compared first, because a case may need more memory than there is.
-std::string differs_from_case(const Record& r) {
-  const Case c = parse_case(r.case_line);
-  if (c.cache) return "the operation (a record has no cache)";
-  if (c.operation != r.operation) return "the operation";
-  if (c.operation == Operation::product) {
-    const Product& q = r.product;
-    if (c.product.m != q.m || c.product.n != q.n || c.product.k != q.k) return "an extent";
-    if (c.out_dtype() != r.c.dtype) return "the dtype of c";
-    const ProductInputs in(c);
-    const Product& p = in.problem;
-    if (!same_matrix(p.w, q.w)) return "w";
-    return same_elements(p.a, q.a) && same_matrix(p.a_low, q.a_low) ? "" : "a";
-  }
+std::string product_difference(const Case& c, const Record& r) {
+  const Product& q = r.product;
+  if (c.product.m != q.m || c.product.n != q.n || c.product.k != q.k) return "an extent";
+  if (c.out_dtype() != r.c.dtype) return "the dtype of c";
+  const ProductInputs in(c);
+  const Product& p = in.problem;
+  if (!same_matrix(p.w, q.w)) return "w";
+  return same_elements(p.a, q.a) && same_matrix(p.a_low, q.a_low) ? "" : "a";
+}
+
+std::string attention_difference(const Case& c, const Record& r) {
   if (!(c.shape == r.problem.shape)) return "an extent";
   if (c.dtype != r.problem.q.dtype) return "the dtype of q";
   if (c.out_dtype() != r.out.o.dtype) return "the dtype of o";
@@ -691,7 +704,7 @@ std::string differs_from_case(const Record& r) {
   const Attention &p = in.problem, &q = r.problem;
   for (const TensorField& field : attention_tensors)
     if (!same_elements(p.*field.tensor, q.*field.tensor)) return std::string(field.name);
-  if (r.operation == Operation::backward && !same_elements(in.d_o.view(), r.d_o)) return "do";
+  if (!same_elements(in.d_o.view(), r.d_o)) return "do";
   if (!in.d_lse.view() != !r.d_lse || !same_elements(in.d_lse.view(), r.d_lse)) return "dlse";
   bool differs = !p.keep != !q.keep;
   for_each_list([&](const auto& field) {
@@ -714,6 +727,27 @@ std::string differs_from_case(const Record& r) {
         for (Index j = 0; j < s.keys; ++j)
           if (p.keep.at(b, h, i, j) != q.keep.at(b, h, i, j)) return "keep";
   return {};
+}
+
+struct RecordedOperation {
+  Operation operation;
+  void (*read)(Reader&, RecordLine&, Record&);
+  // Returns the name of the first tensor that differs from what the case generates ("q"), or an
+  // empty text. Extents and dtypes are compared first, because a case may need more memory than
+  // there is.
+  std::string (*difference)(const Case&, const Record&);
+};
+constexpr RecordedOperation operations[] = {
+    {Operation::attention, read_attention, attention_difference},
+    {Operation::backward, read_backward, attention_difference},
+    {Operation::product, read_product, product_difference},
+};
+
+std::string differs_from_case(const RecordedOperation& of, const Record& r) {
+  const Case c = parse_case(r.case_line);
+  if (c.cache) return "the operation (a record has no cache)";
+  if (c.operation != of.operation) return "the operation";
+  return of.difference(c, r);
 }
 
 }  // namespace
@@ -804,22 +838,19 @@ Record RecordFile::read(const std::string& name) const {
   r.owned.reserve(32);  // there are views into it, so it must not move
   RecordLine line(reader, entry(record_key)->second);
   if (const auto kernel = line.text("kernel")) r.kernel = shown(*kernel);
-  if (line.operation == "attention" || line.operation == "backward") {
-    r.operation = line.operation == "backward" ? Operation::backward : Operation::attention;
-    read_attention(reader, line, r);
-  } else if (line.operation == "product") {
-    r.operation = Operation::product;
-    read_product(reader, line, r);
-  } else {
+  const auto of = std::ranges::find(operations, line.operation,
+                                    [](const auto& row) { return name_of(row.operation); });
+  if (of == std::end(operations))
     reader.fail(fmt::format(
         "its line begins with '{}', which is neither attention nor backward nor product",
         line.operation));
-  }
+  r.operation = of->operation;
+  of->read(reader, line, r);
   line.check_all_used();
   reader.check_all_used();
   if (r.case_line.empty()) return r;
   try {
-    if (const std::string what = differs_from_case(r); !what.empty())
+    if (const std::string what = differs_from_case(*of, r); !what.empty())
       reader.fail(fmt::format("{} is not that of its case '{}'", what, r.case_line));
   } catch (const CaseError& e) {
     reader.fail(fmt::format("its case '{}': {}", r.case_line, e.what()));
@@ -832,90 +863,6 @@ std::string verify_command(const std::string& path, const std::string& name) {
   const std::string file = path.starts_with('-') ? "./" + path : path;
   return fmt::format("assay verify {}{}", shell_quoted(file),
                      name.empty() ? "" : " --record " + shell_word(name));
-}
-
-namespace {
-
-// A record that no case made: where it is, what was asked, and of which shapes.
-std::string told(const Record& r, const std::string& path) {
-  const AttentionShape& s = r.problem.shape;
-  const auto pair = [](Index first, Index second, char between) {
-    return first == second ? fmt::format("{}", first)
-                           : fmt::format("{}{}{}", first, between, second);
-  };
-  const std::string shapes =
-      r.operation == Operation::product
-          ? fmt::format("m={} n={} k={}", r.product.m, r.product.n, r.product.k)
-          : fmt::format("b={} h={} l={} d={} dtype={}", s.batch,
-                        pair(s.query_heads, s.kv_heads, '/'), pair(s.rows, s.keys, 'x'),
-                        pair(s.dim, s.value_dim, '/'), format(r.problem.q.dtype).name);
-  return fmt::format("{} in {}: {}; {}", r.name.empty() ? "the record" : "record " + r.name, path,
-                     r.line, shapes);
-}
-
-}  // namespace
-
-CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& o) {
-  CaseResult result;
-  result.line = r.case_line.empty() ? told(r, file.path()) : r.case_line;
-  result.candidate = r.kernel;
-  result.reproduce = verify_command(file.path(), r.name);
-  const bool product = r.operation == Operation::product;
-  const LowBit weights = r.product.w.format;
-  result.dtype = product ? traits(weights).name : format(r.problem.q.dtype).name;
-  if (product) result.tail_step = tail_step_of(weights);
-  JudgeOptions judging;
-  judging.conventions = r.conventions.over(o.conventions);
-  judging.threads = o.threads;
-  judging.sample_rows = o.sample_rows;
-  judging.seed = o.seed;
-  judging.power = o.power;
-  judging.evidence = o.evidence;
-  judging.without_lse = !r.out.lse;
-  std::optional<Painter> painter;
-  if (o.pictures) {
-    if (product) painter.emplace(r.product.m, r.product.n);
-    else painter.emplace(r.problem);
-    judging.judged = [&](const Element& e) { painter->add(e); };
-  }
-  // Only the inputs that a case made are known to have errors without a direction.
-  judging.statistics =
-      !product && !r.case_line.empty() && has_independent_zero_mean(parse_case(r.case_line));
-  const auto start = Clock::now();
-  Verdict& v = result.verdict;
-  const Contract* declared = o.contract ? &*o.contract : nullptr;
-  if (product) v = judge_product_by_ladder(r.product, r.c, judging);
-  else if (declared) v = judge(r.problem, r.out, *declared, judging);
-  else v = judge_by_ladder(r.problem, r.out, 64, judging);
-  if (v.outcome == Outcome::fail && product) {
-    result.diagnosis = diagnose_product(r.product, r.c, nullptr, v, judging);
-  } else if (v.outcome == Outcome::fail) {
-    const ProjectedAttention problem = anchored(r.problem, judging.conventions);
-    result.diagnosis = diagnose(problem, r.out, declared, v, judging);
-    explain_by_scales({problem, r.k_scales, r.v_scales, r.scale_group}, r.out, declared, judging,
-                      result.diagnosis);
-  }
-  if (r.operation == Operation::backward && v.outcome != Outcome::fail &&
-      v.outcome != Outcome::error) {
-    const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o, r.d_lse};
-    judging.conventions = judging.conventions.over(v.differs);
-    const Verdict gradients =
-        declared ? judge_backward(r.problem, input, r.gradients, *declared, judging)
-                 : judge_backward_by_ladder(r.problem, input, r.gradients, judging);
-    if (gradients.outcome == Outcome::fail)
-      result.diagnosis = diagnose_backward(anchored<Attention>(r.problem, judging.conventions),
-                                           input, r.gradients, declared, gradients, judging);
-    add_gradients(v, gradients);
-  }
-  result.seconds.judge = seconds_since(start);
-  result.outcome = v.outcome;
-  result.reason = v.reason;
-  if (painter && result.was_compared()) {
-    result.pictures = painter->pictures(v.row_tile);
-    if (r.operation == Operation::attention && v.outcome == Outcome::fail)
-      result.pictures->weights = weights_of(r.problem, r.out, declared, v, o.threads);
-  }
-  return result;
 }
 
 }  // namespace assay

@@ -18,8 +18,8 @@ struct FaultHunt {
   std::size_t cases = 0;  // the number of cases run until then
   double seconds = 0;
   std::string line, reason;  // of the case that killed the fault
-  // The hypothesis that is this fault, and its place among those that explain the failing cases, of
-  // which there were `diagnosed`. 0: it is not among them.
+  // The hypothesis that names this fault, and its place in the list of those that explain the
+  // failing cases; 0: it is not in the list. `diagnosed` failing cases were asked for causes.
   std::string cause{};
   Index rank = 0;
   bool alone = false;                     // no other hypothesis explains them as well

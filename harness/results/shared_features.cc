@@ -53,7 +53,7 @@ Told tell_of(const std::string& line) {
   return told;
 }
 
-// Nothing if a line is none of a case.
+// Returns nothing if one of the lines is no case line.
 std::optional<std::vector<Told>> tell_all(const std::vector<std::string>& lines) {
   std::vector<Told> all;
   for (const std::string& line : lines) try {

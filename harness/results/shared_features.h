@@ -42,8 +42,8 @@ struct Cause {
 std::vector<std::string> told_features(const std::string& line);
 
 // `failing` and `passing` are case lines. Nothing is claimed (no features) if there is no set of at
-// most three features, if a line is none of a case, or if among so many cases a set of the same
-// size could separate as few by luck: the number of ways to choose the failing cases has to be a
+// most three features, if one of the lines is no case line, or if a set of the same size could
+// separate so few cases by luck: the number of ways to choose the failing cases has to be a
 // thousand times the number of sets that were possible.
 SharedFeatures shared_features(const std::vector<std::string>& failing,
                                const std::vector<std::string>& passing);
