@@ -114,7 +114,7 @@ def _read_all(given: Dict[str, Any]) -> List[Tuple[str, Tensor]]:
 
 def judge_record(
     line: str, given: Dict[str, Any], *, name: str = "function", **options: Any
-) -> Dict[str, Any]:
+) -> Result:
     """Judges tensors against the line of a record; returns the result.
 
     `options` are those of the judge: threads, rows, evidence, arithmetic.
@@ -142,7 +142,7 @@ def _assert(
     name: str,
     save: Optional[Union[str, Path]],
     options: Dict[str, Any],
-) -> Dict[str, Any]:
+) -> Result:
     result = judge_record(line, given, name=name, **options)
     if is_right(result):
         return result
@@ -163,7 +163,7 @@ def _assert(
     raise Failure(failure_text(name, result, again), [result])
 
 
-def _assert_of(operation: str, asked: Dict[str, Any]) -> Dict[str, Any]:
+def _assert_of(operation: str, asked: Dict[str, Any]) -> Result:
     """Judges what the arguments of assert_attention and its kin say, by their names."""
     _check_keywords(asked.get("problem", {}))
     asked.update(asked.pop("problem", {}))
@@ -208,7 +208,7 @@ def assert_attention(
     arithmetic: Arithmetic = None,
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_attention",
-) -> Dict[str, Any]:
+) -> Result:
     """Proves that o is attention of q, k and v, or raises Failure. No reference, no tolerance.
 
     Every element is compared with an enclosure of its exact value; the bound of the difference is
@@ -275,7 +275,7 @@ def assert_backward(
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_backward",
     **problem: Any,
-) -> Dict[str, Any]:
+) -> Result:
     """Proves that dq, dk and dv are the gradients of <do, o> + <dlse, lse>, or raises Failure.
 
     Args:
@@ -304,7 +304,7 @@ def assert_decode(
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_decode",
     **problem: Any,
-) -> Dict[str, Any]:
+) -> Result:
     """Proves that o is attention of q over keys and values in pages, or raises Failure.
 
     Args:
@@ -369,7 +369,7 @@ def assert_product(
     evidence: str = "fail",
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_product",
-) -> Dict[str, Any]:
+) -> Result:
     """Proves that c is the product of a and low-bit weights, or raises Failure.
 
     Args:

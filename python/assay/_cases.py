@@ -71,7 +71,7 @@ class Case:
         arithmetic: Arithmetic = None,
         name: str = "function",
         **outputs: Any,
-    ) -> Dict[str, Any]:
+    ) -> Result:
         """Judges outputs by name (o, lse, dq, dk, dv, d_bias, d_sink, c); returns the result.
 
         `evidence` and `arithmetic` are those of assert_attention.
@@ -93,7 +93,7 @@ class Case:
             )
         )
 
-    def check(self, *, name: str = "function", **given: Any) -> Dict[str, Any]:
+    def check(self, *, name: str = "function", **given: Any) -> Result:
         """As judge, and raises Failure if the outputs are wrong."""
         result = self.judge(name=name, **given)
         if not is_right(result):

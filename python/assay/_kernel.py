@@ -173,7 +173,7 @@ class Kernel:
 
     # ---- One case ----
 
-    def judge(self, line: str, **options: Any) -> Dict[str, Any]:
+    def judge(self, line: str, **options: Any) -> Result:
         """Judges one case; returns its result (docs/results.md), whatever the function does.
 
         Args:
@@ -191,7 +191,7 @@ class Kernel:
         self._last, self._held = {}, []
         return result
 
-    def check(self, case: Any, **options: Any) -> Dict[str, Any]:
+    def check(self, case: Any, **options: Any) -> Result:
         """Judges a case, or its line, as judge does. Raises Failure unless it is right, and
         Unsupported if the kernel does not do it: a test of it would say nothing."""
         result = self.judge(getattr(case, "line", case), **options)
@@ -208,7 +208,7 @@ class Kernel:
 
     def _judge(
         self, line: str, *, reuse: Optional[Dict[str, Input]] = None, **options: Any
-    ) -> Dict[str, Any]:
+    ) -> Result:
         said = parse(line)
         why = self.why_not(said)
         if why:
@@ -253,7 +253,7 @@ class Kernel:
         """The command that judges a case again."""
         return f"assay check --candidate {self.candidate} --case '{line}'"
 
-    def _unsupported(self, line: str, why: str) -> Dict[str, Any]:
+    def _unsupported(self, line: str, why: str) -> Result:
         return Result(
             case=line,
             candidate=self.candidate,
@@ -262,7 +262,7 @@ class Kernel:
             reason=why,
         )
 
-    def _not_run(self, line: str, reason: str, outcome: str = "error") -> Dict[str, Any]:
+    def _not_run(self, line: str, reason: str, outcome: str = "error") -> Result:
         """The result of a case that gave no answer."""
         return Result(
             case=line,

@@ -121,7 +121,8 @@ def _places() -> Iterable[Path]:
         return
     here = Path(__file__).resolve().parent
     yield here / "lib" / _LIBRARY  # a wheel
-    yield here.parent.parent / "build" / "release" / "judge" / _LIBRARY  # a checkout
+    for build in ("release", "wheel"):  # a checkout; the second is that of `pip install -e .`
+        yield here.parent.parent / "build" / build / "judge" / _LIBRARY
 
 
 def _load() -> ctypes.CDLL:

@@ -56,7 +56,10 @@ def write(
 def write_whole(path: Union[str, Path], pieces: Sequence[bytes]) -> None:
     """Writes a file beside its place and renames it, so that nobody sees a part of it."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
+        raise InputError("path", f"{path}: {e.strerror}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             for data in pieces:
