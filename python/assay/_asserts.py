@@ -65,7 +65,7 @@ def attention_line(
     if flag("finite_min_masks", finite_min_masks):
         words.append("finite-min-masks")
     if store is not None:
-        if not re.fullmatch("[a-z0-9/:-]+", store):
+        if not isinstance(store, str) or not re.fullmatch("[a-z0-9/:-]+", store):
             raise InputError("store", f"{store!r} is no way to store tokens, as 'f8e4m3:f32'")
         words.append("store=" + store)
     if scale is not None:
@@ -73,8 +73,12 @@ def attention_line(
     if softcap is not None and finite("softcap", softcap) != 0:
         words.append("softcap=" + float32_text("softcap", softcap))
     if window is not None:
-        pair = (window, 0) if isinstance(window, int) else tuple(window)
-        if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+        pair = (window, 0) if isinstance(window, int) else window
+        if (
+            not isinstance(pair, (tuple, list))
+            or len(pair) != 2
+            or not all(isinstance(side, int) for side in pair)
+        ):
             raise InputError(
                 "window", f"{window!r} is no pair of whole numbers (left, right), -1 for open"
             )
@@ -400,11 +404,11 @@ def assert_product(
     if k is None:
         raise InputError("k", "is needed where a is low-bit")
     line = f"product m={out.shape[0]} n={out.shape[1]} k={k} w={encoded('w', w).decode()}"
-    if tensor_scale != 1.0:
+    if finite("tensor_scale", tensor_scale) != 1.0:
         line += " tensor-scale=" + float32_text("tensor_scale", tensor_scale)
     if a_format is not None:
         line += f" a={encoded('a_format', a_format).decode()}"
-    if a_tensor_scale != 1.0:
+    if finite("a_tensor_scale", a_tensor_scale) != 1.0:
         line += " a-tensor-scale=" + float32_text("a_tensor_scale", a_tensor_scale)
     options = dict(threads=threads, rows=rows, evidence=evidence)
     return _assert(line, given, name, save, options)
