@@ -50,8 +50,10 @@ std::vector<std::string> package_environment() {
 }  // namespace
 
 ProcessStart python_start(std::vector<std::string> arguments) {
-  arguments.insert(arguments.begin(), "python3");
-  return {.program = program_of(environment_or("ASSAY_PYTHON", "python3")),
+  // Python finds its packages, those of a virtual environment too, by the name it was called by.
+  const std::string program = program_of(environment_or("ASSAY_PYTHON", "python3"));
+  arguments.insert(arguments.begin(), program);
+  return {.program = program,
           .arguments = std::move(arguments),
           .environment = package_environment(),
           .dies_with_thread = true};

@@ -461,9 +461,11 @@ def record(
         operation, **{_kept(keyword): value for keyword, value in given.items()}
     )
     if kernel is not None:
-        if not kernel or any(c.isspace() for c in kernel):
+        if not encoded("kernel", kernel) or any(c.isspace() for c in kernel):
             raise InputError("kernel", f"{kernel!r} is no name without spaces")
         line += " kernel=" + kernel
+    if case is not None:
+        encoded("case", case)
     write_record(path, line, _attention_tensors(tensors), case)
 
 

@@ -58,6 +58,8 @@ def write_whole(path: Union[str, Path], pieces: Sequence[bytes]) -> None:
     if not isinstance(path, (str, Path)):
         raise InputError("path", f"{path!r} is no path")
     path = Path(path)
+    if path.is_dir():
+        raise InputError("path", f"{str(path)!r} is a folder")
     try:
         handle, temporary = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
     except (FileNotFoundError, NotADirectoryError, PermissionError) as e:

@@ -151,6 +151,12 @@ def loses_the_device(q, k, v):
     return right(q, k, v, False, None)
 
 @assay.kernel("attention", lse=False)
+def asks_for_its_interpreter(q, k, v):
+    import sys
+    assert sys.executable == os.environ["ASSAY_PYTHON"], sys.executable
+    return right(q, k, v, False, None)[0]
+
+@assay.kernel("attention", lse=False)
 def forges(q, k, v):
     # Writes what could be the answer of its process, or of a judge, wherever it can.
     o = right(q, k, v, False, None)[0] * 0
@@ -182,7 +188,7 @@ def hangs(q, k, v):
 
 
 def test_right_functions_pass():
-    for name in ("fine", "o_alone", "talks", "plain"):
+    for name in ("fine", "o_alone", "talks", "plain", "asks_for_its_interpreter"):
         assert check("--python", f"mine.py::{name}", status=0) == [
             "pass: every element is inside its bound"
         ], name

@@ -77,6 +77,14 @@ def made(**change):
     return dict(operation="attention", **change)
 
 
+def verified(**change):
+    return {"path": "none.safetensors", **change}
+
+
+def recorded(**change):
+    return {"path": "dump.safetensors", **attention(), **change}
+
+
 def call(function, arguments):
     """Calls it, and a kernel that was made judges a case."""
     if function is assay.kernel:
@@ -121,7 +129,8 @@ EVERY = [
         "operation device framework layout dtypes without supports lse deterministic gradients "
         "arithmetic conventions name",
     ),
-    (assay.verify, dict, "path threads"),
+    (assay.verify, verified, "path threads rows evidence arithmetic conventions"),
+    (assay.record, recorded, "path operation case kernel o q causal scale window"),
 ]
 
 
