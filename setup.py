@@ -1,6 +1,7 @@
 """Builds the judge's library into the package; pyproject.toml says the rest.
 
-ASSAY_WHEEL_LIBRARY=FILE in the environment takes a library that is built already.
+ASSAY_WHEEL_LIBRARY=FILE in the environment takes a library that is built already. An editable
+installation leaves the library in the build folder, where the package finds it.
 """
 
 import os
@@ -8,12 +9,28 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Optional
 
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
-from wheel.bdist_wheel import bdist_wheel
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # before setuptools 70.1
+    from wheel.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
+# What compiling takes, by the names of Debian 12 and 13.
+PACKAGES = (
+    "build-essential cmake ninja-build pkg-config libeigen3-dev libfmt-dev libflint-dev "
+    "libgmp-dev libhwy-dev librandom123-dev nlohmann-json3-dev ocl-icd-opencl-dev"
+)
+NEEDED = f"""
+The judge is compiled, which needs cmake 3.25, ninja, a compiler of C++20 and libraries:
+  apt-get install {PACKAGES}
+and on Debian 12 libflint-arb-dev. ./dev wheel installs them by itself and builds
+build/wheel/assay-*.whl, which needs nothing of this. With ASSAY_WHEEL_LIBRARY=FILE in the
+environment, a library that is built already is taken: build/release/judge/libassay_judge.so."""
 # Every Linux machine has these, in the version of the machine that builds or a newer one.
 OF_THE_SYSTEM = (
     "linux-vdso",
@@ -28,11 +45,23 @@ OF_THE_SYSTEM = (
 )
 
 
+def step(command: list, **how) -> None:
+    """Runs one step of compiling. If it fails, the user reads what is needed, and no traceback."""
+    try:
+        subprocess.run(command, check=True, **how)
+    except FileNotFoundError:
+        raise SystemExit(f"assay: {command[0]} is not there.{NEEDED}") from None
+    except subprocess.CalledProcessError:
+        raise SystemExit(f"assay: {command[0]} failed, as it says above.{NEEDED}") from None
+
+
 def build_library() -> Path:
     """Compiles the judge for every machine of this architecture, without lasting threads."""
+    if not (ROOT / "CMakeLists.txt").exists():
+        raise SystemExit(f"assay: {ROOT} is no checkout: the sources of the judge are not in it")
     folder = ROOT / "build" / "wheel"
     march = "x86-64-v3" if platform.machine() == "x86_64" else ""
-    subprocess.run(
+    step(
         [
             "cmake",
             "-S",
@@ -43,17 +72,26 @@ def build_library() -> Path:
             "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DASSAY_MARCH={march}",
-            "-DASSAY_BENCH=OFF",
+            "-DASSAY_JUDGE_ALONE=ON",
             "-DASSAY_STD_THREADS=ON",
             "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
             "-DCMAKE_INSTALL_RPATH=$ORIGIN",
             "-DCMAKE_SHARED_LINKER_FLAGS=-Wl,--disable-new-dtags",
         ],
-        check=True,
         stdout=subprocess.DEVNULL,
     )
-    subprocess.run(["cmake", "--build", folder, "--target", "assay_judge"], check=True)
+    step(["cmake", "--build", folder, "--target", "assay_judge"])
     return folder / "judge" / "libassay_judge.so"
+
+
+def given_library() -> Optional[Path]:
+    """The library that the environment names, from the root of the checkout."""
+    name = os.environ.get("ASSAY_WHEEL_LIBRARY")
+    if not name:
+        return None
+    if not (ROOT / name).is_file():
+        raise SystemExit(f"assay: ASSAY_WHEEL_LIBRARY={name}: there is no such file")
+    return ROOT / name
 
 
 def needed_by(library: Path) -> list:
@@ -73,8 +111,9 @@ def needed_by(library: Path) -> list:
 class BuildWithLibrary(build_py):
     def run(self) -> None:
         super().run()
-        given = os.environ.get("ASSAY_WHEEL_LIBRARY")
-        library = Path(given) if given else build_library()
+        library = given_library() or build_library()
+        if self.editable_mode:
+            return
         to = Path(self.build_lib) / "assay" / "lib"
         shutil.rmtree(to, ignore_errors=True)
         to.mkdir(parents=True)

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "cli/check_definition.h"
 #include "cli/commands.h"
 #include "cli/exit_status.h"
 #include "cli/file_roles.h"
@@ -32,6 +33,7 @@ struct CheckOptions {
   std::string device;            // it takes the place of a candidate, as device:NAME
   std::string library;           // it takes the place of a candidate, as lib:PATH
   std::string python;            // it takes the place of a candidate, as python:FILE::FUNCTION
+  DefinitionOptions definition;  // it takes the place of a candidate and of cases
   double time_seconds = 0;       // repeat with new seeds for that long; 0: run once
   double most_unsupported = 90;  // the most unsupported cases that are allowed, in percent
   bool stop_at_first_failure = false;
@@ -197,6 +199,8 @@ std::unique_ptr<Candidate> open_candidate(CheckOptions& o) {
 }
 
 std::size_t pieces(CheckOptions& o) {
+  if (!o.definition.definition.empty())
+    throw UsageError("--definition: its workloads cannot be divided");
   const std::unique_ptr<Candidate> candidate = open_candidate(o);  // which is asked what it does
   return asked_selection(o, o.selection.seed, drawn_features(*candidate)).cases.size();
 }
@@ -353,6 +357,15 @@ void add_outputs(CLI::App& check, CheckOptions& o) {
       ->check(writable());
 }
 
+int judge_definition(const CLI::App& check, const CheckOptions& o) {
+  std::vector<std::string> shared = {
+      "--seed",     fmt::format("{}", o.selection.seed),
+      "--timeout",  fmt::format("{}", o.workers.timeout_seconds),
+      "--evidence", std::string(name_of(o.workers.execute.evidence))};
+  if (!o.device.empty()) shared.insert(shared.end(), {"--device", o.device});
+  return check_definition(check, o.definition, shared);
+}
+
 // Names the candidate that the options mean, and gives up the limit of memory that it cannot have.
 void settle_candidate(const CLI::App& check, CheckOptions& o) {
   if (!o.python.empty())
@@ -374,6 +387,7 @@ Command add_check(CLI::App& app) {
       "Judge a candidate on a suite or on cases: a verdict with a proved bound for every element");
   add_selection(*check, o->selection);
   add_candidates(*check, *o);
+  add_definition(*check, o->definition);
   add_extent(*check, *o);
   add_outputs(*check, *o);
   add_evidence(*check, o->workers.execute.evidence);
@@ -393,7 +407,8 @@ Command add_check(CLI::App& app) {
       "  assay check --case 'product m=5 n=70 k=100 dtype=bf16 w=nvfp4'\n"
       "  assay check --kernel mine/build/libmy_kernel.so --suite plain --max-unsupported 80\n"
       "  assay check --device opencl --suite tiny\n"
-      "  assay check --python kernels.py::mine --device cuda --suite smoke");
+      "  assay check --python kernels.py::mine --device cuda --suite smoke\n"
+      "  assay check --definition D.json --workload W.jsonl --solution S.json --trace T.jsonl");
   const auto settled = [check, o]() -> CheckOptions& {
     // The reader of the output may stop reading. The files are written all the same.
     std::signal(SIGPIPE, SIG_IGN);
@@ -401,7 +416,12 @@ Command add_check(CLI::App& app) {
     return *o;
   };
   return {.app = check,
-          .run = [settled] { return run(settled()); },
+          .run =
+              [settled, check] {
+                CheckOptions& chosen = settled();
+                return chosen.definition.definition.empty() ? run(chosen)
+                                                            : judge_definition(*check, chosen);
+              },
           .division = Division{
               .pieces = [settled] { return pieces(settled()); },
               .merge = [settled](const auto& shards,

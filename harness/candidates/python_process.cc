@@ -6,19 +6,16 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <sstream>
 #include <stdexcept>
 #include <system_error>
 
 #include "harness/candidates/declared_arithmetic.h"
+#include "harness/python_start.h"
 
 namespace assay {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr int server_socket = 3;
 constexpr std::size_t longest_line = 1 << 16;
@@ -49,41 +46,6 @@ void pack(const assay_tensor& t, std::vector<char>& bytes) {
   });
 }
 
-std::string environment_or(const char* name, const std::string& otherwise) {
-  const char* value = getenv(name);
-  return value && *value ? value : otherwise;
-}
-
-// The first executable of that name on PATH; the name itself if it is a path.
-std::string program_of(const std::string& name) {
-  if (name.find('/') != name.npos) return name;
-  std::istringstream folders(environment_or("PATH", "/usr/bin"));
-  for (std::string folder; std::getline(folders, folder, ':');)
-    if (const std::string path = folder + "/" + name; access(path.c_str(), X_OK) == 0) return path;
-  return name;
-}
-
-// Where the package and its library lie: beside an installed command, or in the checkout that built
-// this one.
-std::vector<std::string> package_environment() {
-  std::error_code error;
-  const fs::path here = fs::read_symlink("/proc/self/exe", error).parent_path();
-  std::vector<std::string> variables;
-  const fs::path installed = here / "../share/assay/python";
-  const std::string package =
-      fs::exists(installed, error) ? fs::canonical(installed, error).string() : ASSAY_PYTHON_SOURCE;
-  const std::string more = environment_or("PYTHONPATH", "");
-  variables.push_back(fmt::format("PYTHONPATH={}{}{}", package, more.empty() ? "" : ":", more));
-  if (!getenv("ASSAY_JUDGE_LIBRARY"))
-    for (const char* folder : {"../judge", "../lib"})
-      if (const fs::path library = here / folder / "libassay_judge.so";
-          fs::exists(library, error)) {
-        variables.push_back("ASSAY_JUDGE_LIBRARY=" + fs::canonical(library, error).string());
-        break;
-      }
-  return variables;
-}
-
 }  // namespace
 
 PythonProcess::PythonProcess(std::string where) : where_(std::move(where)) {
@@ -97,12 +59,9 @@ PythonProcess::PythonProcess(std::string where) : where_(std::move(where)) {
 
 void PythonProcess::start() {
   Channel ends = make_socket_pair("a socket for a Python function");
-  process_.emplace(ProcessStart{
-      .program = program_of(environment_or("ASSAY_PYTHON", "python3")),
-      .arguments = {"python3", "-m", "assay._serve", where_},
-      .descriptors = {{STDERR_FILENO, STDOUT_FILENO}, {ends.in.number(), server_socket}},
-      .environment = package_environment(),
-      .dies_with_thread = true});
+  ProcessStart server = python_start({"-m", "assay._serve", where_});
+  server.descriptors = {{STDERR_FILENO, STDOUT_FILENO}, {ends.in.number(), server_socket}};
+  process_.emplace(server);
   socket_ = std::move(ends.out);
   ends.in.close();
   const std::string said = receive_line();

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Any, Sequence
+from typing import Any, Iterable, Sequence, Tuple
 
 from .errors import InputError
 
 
 def finite(argument: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not -math.inf < value < math.inf or abs(value) >= 2**1024:
         raise InputError(argument, f"{value!r} is no finite number")
+    return value
+
+
+def seconds(argument: str, value: Any) -> float:
+    if finite(argument, value) < 0:
+        raise InputError(argument, f"{value!r} is no number of seconds")
     return value
 
 
@@ -27,6 +34,21 @@ def flag(argument: str, value: Any) -> bool:
 
 
 def one_of(argument: str, value: Any, names: Sequence[str]) -> str:
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         raise InputError(argument, f"{value!r} is none of {', '.join(names)}")
+    return value
+
+
+def texts(argument: str, value: Any) -> Tuple[str, ...]:
+    """The texts of a list; a text alone is no list of its characters."""
+    listed = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
+    if listed is None or not all(isinstance(one, str) for one in listed):
+        raise InputError(argument, f"{value!r} is no list of texts")
+    return listed
+
+
+def called(argument: str, value: Any) -> Any:
+    """A function, or None."""
+    if value is not None and not callable(value):
+        raise InputError(argument, f"{value!r} is no function")
     return value

@@ -65,7 +65,7 @@ def attention_line(
     if flag("finite_min_masks", finite_min_masks):
         words.append("finite-min-masks")
     if store is not None:
-        if not re.fullmatch("[a-z0-9/:-]+", store):
+        if not isinstance(store, str) or not re.fullmatch("[a-z0-9/:-]+", store):
             raise InputError("store", f"{store!r} is no way to store tokens, as 'f8e4m3:f32'")
         words.append("store=" + store)
     if scale is not None:
@@ -73,8 +73,12 @@ def attention_line(
     if softcap is not None and finite("softcap", softcap) != 0:
         words.append("softcap=" + float32_text("softcap", softcap))
     if window is not None:
-        pair = (window, 0) if isinstance(window, int) else tuple(window)
-        if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+        pair = (window, 0) if isinstance(window, int) else window
+        if (
+            not isinstance(pair, (tuple, list))
+            or len(pair) != 2
+            or not all(isinstance(side, int) for side in pair)
+        ):
             raise InputError(
                 "window", f"{window!r} is no pair of whole numbers (left, right), -1 for open"
             )
@@ -114,7 +118,7 @@ def _read_all(given: Dict[str, Any]) -> List[Tuple[str, Tensor]]:
 
 def judge_record(
     line: str, given: Dict[str, Any], *, name: str = "function", **options: Any
-) -> Dict[str, Any]:
+) -> Result:
     """Judges tensors against the line of a record; returns the result.
 
     `options` are those of the judge: threads, rows, evidence, arithmetic.
@@ -142,7 +146,7 @@ def _assert(
     name: str,
     save: Optional[Union[str, Path]],
     options: Dict[str, Any],
-) -> Dict[str, Any]:
+) -> Result:
     result = judge_record(line, given, name=name, **options)
     if is_right(result):
         return result
@@ -163,7 +167,7 @@ def _assert(
     raise Failure(failure_text(name, result, again), [result])
 
 
-def _assert_of(operation: str, asked: Dict[str, Any]) -> Dict[str, Any]:
+def _assert_of(operation: str, asked: Dict[str, Any]) -> Result:
     """Judges what the arguments of assert_attention and its kin say, by their names."""
     _check_keywords(asked.get("problem", {}))
     asked.update(asked.pop("problem", {}))
@@ -208,7 +212,7 @@ def assert_attention(
     arithmetic: Arithmetic = None,
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_attention",
-) -> Dict[str, Any]:
+) -> Result:
     """Proves that o is attention of q, k and v, or raises Failure. No reference, no tolerance.
 
     Every element is compared with an enclosure of its exact value; the bound of the difference is
@@ -275,7 +279,7 @@ def assert_backward(
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_backward",
     **problem: Any,
-) -> Dict[str, Any]:
+) -> Result:
     """Proves that dq, dk and dv are the gradients of <do, o> + <dlse, lse>, or raises Failure.
 
     Args:
@@ -304,7 +308,7 @@ def assert_decode(
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_decode",
     **problem: Any,
-) -> Dict[str, Any]:
+) -> Result:
     """Proves that o is attention of q over keys and values in pages, or raises Failure.
 
     Args:
@@ -369,7 +373,7 @@ def assert_product(
     evidence: str = "fail",
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_product",
-) -> Dict[str, Any]:
+) -> Result:
     """Proves that c is the product of a and low-bit weights, or raises Failure.
 
     Args:
@@ -400,11 +404,11 @@ def assert_product(
     if k is None:
         raise InputError("k", "is needed where a is low-bit")
     line = f"product m={out.shape[0]} n={out.shape[1]} k={k} w={encoded('w', w).decode()}"
-    if tensor_scale != 1.0:
+    if finite("tensor_scale", tensor_scale) != 1.0:
         line += " tensor-scale=" + float32_text("tensor_scale", tensor_scale)
     if a_format is not None:
         line += f" a={encoded('a_format', a_format).decode()}"
-    if a_tensor_scale != 1.0:
+    if finite("a_tensor_scale", a_tensor_scale) != 1.0:
         line += " a-tensor-scale=" + float32_text("a_tensor_scale", a_tensor_scale)
     options = dict(threads=threads, rows=rows, evidence=evidence)
     return _assert(line, given, name, save, options)
@@ -457,9 +461,11 @@ def record(
         operation, **{_kept(keyword): value for keyword, value in given.items()}
     )
     if kernel is not None:
-        if not kernel or any(c.isspace() for c in kernel):
+        if not encoded("kernel", kernel) or any(c.isspace() for c in kernel):
             raise InputError("kernel", f"{kernel!r} is no name without spaces")
         line += " kernel=" + kernel
+    if case is not None:
+        encoded("case", case)
     write_record(path, line, _attention_tensors(tensors), case)
 
 

@@ -23,7 +23,7 @@ from ._library import (
 )
 from ._report import Result, failure_text, is_right
 from ._tensors import Tensor, of_c, read
-from .errors import Failure
+from .errors import Failure, InputError
 
 
 class Case:
@@ -71,7 +71,7 @@ class Case:
         arithmetic: Arithmetic = None,
         name: str = "function",
         **outputs: Any,
-    ) -> Dict[str, Any]:
+    ) -> Result:
         """Judges outputs by name (o, lse, dq, dk, dv, d_bias, d_sink, c); returns the result.
 
         `evidence` and `arithmetic` are those of assert_attention.
@@ -93,7 +93,7 @@ class Case:
             )
         )
 
-    def check(self, *, name: str = "function", **given: Any) -> Dict[str, Any]:
+    def check(self, *, name: str = "function", **given: Any) -> Result:
         """As judge, and raises Failure if the outputs are wrong."""
         result = self.judge(name=name, **given)
         if not is_right(result):
@@ -104,6 +104,8 @@ class Case:
 @contextlib.contextmanager
 def _opened(line: str, call: int = 0) -> Iterator[Tuple[str, Dict[str, Tensor]]]:
     """The line of one call of a case, and its inputs, which live as long as the context."""
+    if not isinstance(call, int) or not -(2**63) <= call < 2**63:
+        raise InputError("call", f"{call!r} is no number of a call")
     opened, tensors, count = ctypes.c_void_p(), ctypes.POINTER(CNamedTensor)(), ctypes.c_int64()
     said = ask_json(
         library.assay_case_open, encoded("case", line), ctypes.byref(opened), argument="case"
@@ -155,5 +157,7 @@ def cases(
         features: what the kernel has (None: everything); the suite is drawn for it.
         kernel: takes the features of a kernel instead.
     """
+    if kernel is not None and not isinstance(kernel, Kernel):
+        raise InputError("kernel", f"{kernel!r} is none; assay.kernel makes one of a function")
     drawn = suite_of(suite, seed, kernel.features if kernel is not None else features)
     return iter([Case(line) for line in drawn["cases"]])

@@ -14,6 +14,7 @@ from ._kernel import Kernel
 from ._load import child_environment, how_it_ended
 from ._library import parse, suite as suite_of
 from ._report import Report, Result
+from ._arguments import called, flag, seconds, texts
 from .errors import InputError
 
 _SHRUNK = 3  # the first failures tell most of what failures can tell
@@ -27,7 +28,7 @@ def _lines(
     if suite is not None:
         drawn = suite_of(suite, seed, kernel.features)
         return {"cases": drawn["cases"], "unsupported": drawn["unsupported"]}
-    cases = [case] if isinstance(case, str) else list(case or ())
+    cases = [case] if isinstance(case, str) else texts("case", case)
     if not cases:
         raise InputError("case", "holds no case")
     return {"cases": [parse(line)["case"] for line in cases], "unsupported": []}
@@ -75,6 +76,11 @@ def check(
         progress: is called with every result.
     """
     k = (function if isinstance(function, Kernel) else Kernel(function)).on(device)
+    flag("shrink", shrink)
+    flag("isolate", isolate)
+    seconds("shrink_seconds", shrink_seconds)
+    seconds("timeout", timeout)
+    called("progress", progress)
     start = time.monotonic()
     lines = _lines(k, suite, case, seed)
     judge: Dict[str, Any] = dict(

@@ -471,7 +471,7 @@ def framework_names() -> List[str]:
 
 def framework(name: str, device: Optional[str]) -> Framework:
     """A framework by its name. Raises InputError if it, or the device, is not there."""
-    if name not in _FRAMEWORKS:
+    if not isinstance(name, str) or name not in _FRAMEWORKS:
         raise InputError("framework", f"{name!r} is none of {', '.join(_FRAMEWORKS)}")
     made = _FRAMEWORKS[name]
     return made(device) if device is not None else made()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
 
-from ._arguments import one_of
+from ._arguments import flag, one_of
 from ._kernel import Kernel
 from ._library import FUNCTION, ask_json, encoded, features_of, library
 from ._run import Run, case_of
@@ -152,7 +152,7 @@ def identify(
     k = (function if isinstance(function, Kernel) else Kernel(function)).on(device)
     if k.operation == "decode":
         raise InputError("function", f"{k.name} is a kernel of {k.operation}, which nothing asks")
-    if gradients and not (k.operation == "backward" or k.gradients is not None):
+    if flag("gradients", gradients) and not (k.operation == "backward" or k.gradients is not None):
         raise InputError("gradients", f"{k.name} has none")
     one_of("dtype", dtype, _DTYPES)
     if (w is None) == (k.operation == "product"):

@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
 
+from ._arguments import called, flag, one_of, texts
 from ._frameworks import Framework, Input, framework, framework_names, guess
 from ._library import (
     FAILS,
@@ -57,10 +58,8 @@ class Kernel:
             raise InputError("operation", f"{operation!r} is none of {', '.join(OPERATIONS)}")
         if layout not in ("bhsd", "bshd"):
             raise InputError("layout", f"{layout!r} is neither 'bhsd' nor 'bshd'")
-        if framework is not None and framework not in framework_names():
-            raise InputError(
-                "framework", f"{framework!r} is none of {', '.join(framework_names())}"
-            )
+        if framework is not None:
+            one_of("framework", framework, framework_names())
         if gradients is not None and (
             operation != "attention" or not (gradients == "autograd" or callable(gradients))
         ):
@@ -69,11 +68,18 @@ class Kernel:
             )
         if arithmetic is not None and operation == "product":
             raise InputError("arithmetic", "says how attention is computed, and not a product")
+        if name is not None and not isinstance(name, str):
+            raise InputError("name", f"{name!r} is no text")
+        if lse is not None:
+            flag("lse", lse)
+        flag("deterministic", deterministic)
+        called("supports", supports)
         self.function, self.operation, self.layout = function, operation, layout
         self.arithmetic = arithmetic
         self.conventions = conventions_text(conventions)
         self._device, self._framework = device, framework
-        self._dtypes, self._without = dtypes, tuple(without)
+        self._dtypes = None if dtypes is None else texts("dtypes", dtypes)
+        self._without = texts("without", without)
         self.supports, self.lse, self.deterministic, self.gradients = (
             supports,
             lse,
@@ -96,7 +102,7 @@ class Kernel:
                 raise InputError(
                     "without", f"{feature!r} is no feature; there are {', '.join(known)}"
                 )
-        for dtype in dtypes or ():
+        for dtype in self._dtypes or ():
             if dtype not in ("f64", "f32", "f16", "bf16"):
                 raise InputError("dtypes", f"{dtype!r} is none of f64, f32, f16, bf16")
 
@@ -173,7 +179,7 @@ class Kernel:
 
     # ---- One case ----
 
-    def judge(self, line: str, **options: Any) -> Dict[str, Any]:
+    def judge(self, line: str, **options: Any) -> Result:
         """Judges one case; returns its result (docs/results.md), whatever the function does.
 
         Args:
@@ -191,7 +197,7 @@ class Kernel:
         self._last, self._held = {}, []
         return result
 
-    def check(self, case: Any, **options: Any) -> Dict[str, Any]:
+    def check(self, case: Any, **options: Any) -> Result:
         """Judges a case, or its line, as judge does. Raises Failure unless it is right, and
         Unsupported if the kernel does not do it: a test of it would say nothing."""
         result = self.judge(getattr(case, "line", case), **options)
@@ -208,7 +214,7 @@ class Kernel:
 
     def _judge(
         self, line: str, *, reuse: Optional[Dict[str, Input]] = None, **options: Any
-    ) -> Dict[str, Any]:
+    ) -> Result:
         said = parse(line)
         why = self.why_not(said)
         if why:
@@ -253,7 +259,7 @@ class Kernel:
         """The command that judges a case again."""
         return f"assay check --candidate {self.candidate} --case '{line}'"
 
-    def _unsupported(self, line: str, why: str) -> Dict[str, Any]:
+    def _unsupported(self, line: str, why: str) -> Result:
         return Result(
             case=line,
             candidate=self.candidate,
@@ -262,7 +268,7 @@ class Kernel:
             reason=why,
         )
 
-    def _not_run(self, line: str, reason: str, outcome: str = "error") -> Dict[str, Any]:
+    def _not_run(self, line: str, reason: str, outcome: str = "error") -> Result:
         """The result of a case that gave no answer."""
         return Result(
             case=line,

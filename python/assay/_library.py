@@ -10,7 +10,7 @@ from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_uint64, c_vo
 from pathlib import Path
 from typing import Any, Callable, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
-from ._arguments import finite, one_of
+from ._arguments import finite, flag, one_of, texts
 from .errors import InputError
 
 # How a kernel computes: a rung of the ladder of docs/tolerance.md by its name, or fields of
@@ -121,7 +121,8 @@ def _places() -> Iterable[Path]:
         return
     here = Path(__file__).resolve().parent
     yield here / "lib" / _LIBRARY  # a wheel
-    yield here.parent.parent / "build" / "release" / "judge" / _LIBRARY  # a checkout
+    for build in ("release", "wheel"):  # a checkout; the second is that of `pip install -e .`
+        yield here.parent.parent / "build" / build / "judge" / _LIBRARY
 
 
 def _load() -> ctypes.CDLL:
@@ -199,14 +200,17 @@ def encoded(argument: str, text: Any) -> bytes:
         raise InputError(argument, f"{text!r} is no text")
     if "\0" in text:
         raise InputError(argument, f"{text!r} holds a NUL")
-    return text.encode()
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InputError(argument, f"{text!r} is no Unicode") from None
 
 
 def features_of(names: Optional[Iterable[str]]) -> Optional[CFeatures]:
     """The features for the library; None means all of them."""
     if names is None:
         return None
-    listed = [encoded("features", name) for name in names]
+    listed = [encoded("features", name) for name in texts("features", names)]
     array = (c_char_p * max(1, len(listed)))(*listed)
     return CFeatures(VERSION, ctypes.sizeof(CFeatures), array, len(listed))
 
@@ -266,9 +270,9 @@ def options_of(
         ctypes.sizeof(COptions),
         encoded("name", name),
         threads,
-        int(power),
-        int(pictures),
-        int(relations),
+        int(flag("power", power)),
+        int(flag("pictures", pictures)),
+        int(flag("relations", relations)),
         EVIDENCE.index(one_of("evidence", evidence, EVIDENCE)),
         0,
         None if declared is None else encoded("arithmetic", declared),

@@ -55,8 +55,17 @@ def write(
 
 def write_whole(path: Union[str, Path], pieces: Sequence[bytes]) -> None:
     """Writes a file beside its place and renames it, so that nobody sees a part of it."""
+    if not isinstance(path, (str, Path)):
+        raise InputError("path", f"{path!r} is no path")
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+    if path.is_dir():
+        raise InputError("path", f"{str(path)!r} is a folder")
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
+        raise InputError("path", f"{path}: {e.strerror}") from None
+    except ValueError:  # a NUL, or a surrogate
+        raise InputError("path", f"{str(path)!r} is no path") from None
     try:
         with os.fdopen(handle, "wb") as file:
             for data in pieces:

@@ -10,7 +10,8 @@
     ]
     flashinfer.write_traces("traces.jsonl", traces)
 
-and the same as a command:
+and the same as a command, with `assay check` in the place of `python3 -m assay.flashinfer` where
+the command is installed:
 
     python3 -m assay.flashinfer --definition D.json --workload W.jsonl --solution S.json \\
         --trace T.jsonl
@@ -558,7 +559,7 @@ def judge_outputs(
         {key: spec.shape or [] for key, spec in definition.inputs.items()},
         causal,
     )
-    found = [
+    found: List[Tuple[str, Dict[str, Any]]] = [
         (question.where, judge_record(question.line, question.tensors, **options))
         for question in mapping.questions(asked)
     ]
@@ -829,6 +830,8 @@ def _judge_all(o: argparse.Namespace) -> int:
     solution = load_solution(o.solution)
     if solution.definition not in definitions:
         raise InputError("--definition", f"{o.definition} has no {solution.definition!r}")
+    if not Path(o.trace).absolute().parent.is_dir():
+        raise InputError("--trace", f"{o.trace}: there is no such folder")
     if not o.timeout > 0:
         raise InputError("--timeout", f"{o.timeout} is no number of seconds above 0")
     traces = []
@@ -850,7 +853,7 @@ def _judge_all(o: argparse.Namespace) -> int:
                 )
             )
         e = traces[-1]["evaluation"]
-        print(f"{e['status']} {workload.uuid}" + (f"\n{e['log']}" if e["log"] else ""))
+        print(f"{e['status']} {workload.uuid}" + (f"\n{e['log']}" if e["log"] else ""), flush=True)
     write_traces(o.trace, traces)
     passed = sum(t["evaluation"]["status"] == "PASSED" for t in traces)
     print(f"{len(traces)} workloads: {passed} passed; seed {o.seed}")
@@ -880,7 +883,8 @@ def _judge_apart(o: argparse.Namespace, workload: Workload, solution: str) -> Di
             late = f"the solution did not finish within {o.timeout:g} s"
             return _trace(workload, solution, _evaluation("TIMEOUT", late, "cpu"))
         if done.returncode == 2:
-            raise InputError("", done.stderr.decode("utf-8", "replace").strip())
+            said = done.stderr.decode("utf-8", "replace").strip()
+            raise InputError("", said[len("assay: ") :] if said.startswith("assay: ") else said)
         if to.exists():
             return json.loads(_text(to))
     why = f"the solution's process {how_it_ended(done.returncode)}"
@@ -888,13 +892,17 @@ def _judge_apart(o: argparse.Namespace, workload: Workload, solution: str) -> Di
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """The command; returns its exit status: 0, 1 if something is wrong, 2 for bad input."""
+    """The command; returns its exit status: 0, 1 if something is wrong, 2 for bad input, 3 if the
+    machine failed."""
     options = _command().parse_args(arguments)
     try:
         return _judge_all(options)
     except InputError as e:
-        print(e, file=sys.stderr)
+        print(f"assay: {e}", file=sys.stderr)
         return 2
+    except (OSError, MemoryError) as e:
+        print(f"assay: {e or 'out of memory'}", file=sys.stderr)
+        return 3
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Kernels that were written to pass, and mistakes: each is found, under its name."""
 
+import sys
 import threading
+import time
+import types
 
 import pytest
 
@@ -105,6 +108,39 @@ def test_answers_that_are_not_deterministic():
     assert judge(drifts, deterministic=False).startswith("pass")
 
 
+def test_an_answer_that_is_right_on_the_first_call_alone():
+    def made():
+        calls = []
+
+        def first_alone(q, k, v, *, causal):
+            calls.append(1)
+            o, lse = right(q, k, v, causal)
+            return (o, lse) if len(calls) == 1 else (o + 1, lse)
+
+        return first_alone
+
+    assert judge(made()).startswith("fail: the first of ")
+    told = judge(made(), deterministic=False)
+    assert told.startswith("fail: of two calls that differ, the second is wrong: "), told
+
+
+def test_a_slow_function_is_not_called_less():
+    """Whoever measures how often to call could be slowed down; the calls of a case are fixed."""
+
+    def calls(seconds):
+        made = []
+
+        def slow(q, k, v, *, causal):
+            made.append(1)
+            time.sleep(seconds)
+            return right(q, k, v, causal)
+
+        assert judge(slow).startswith("pass")
+        return len(made)
+
+    assert calls(0) == calls(0.1) > 1
+
+
 def test_an_answer_remembered_by_address():
     def judged():
         answers = {}
@@ -156,6 +192,36 @@ def test_patched_comparisons_change_nothing(monkeypatch):
         return o + 1e-3, lse
 
     assert judge(patches).startswith("fail: O is outside its bound")
+
+
+def test_a_framework_that_is_replaced(monkeypatch):
+    """What else asks for torch then gets a module that agrees with everything."""
+
+    def replaces(q, k, v, *, causal):
+        o, lse = right(q, k, v, causal)
+        agreeable = types.ModuleType("torch")
+        agreeable.__getattr__ = lambda name: getattr(torch, name)
+        agreeable.equal = agreeable.allclose = lambda *a, **b: True
+        monkeypatch.setitem(sys.modules, "torch", agreeable)
+        monkeypatch.setattr(torch.Tensor, "__eq__", lambda a, b: True)
+        return o + 1e-3, lse
+
+    assert judge(replaces).startswith("fail: ")
+
+
+def test_expected_values_overwritten_with_nan():
+    """A comparison in which NaN agrees with anything would accept whatever is returned."""
+    import gc
+
+    def overwrites(q, k, v, *, causal):
+        o, lse = right(q, k, v, causal)
+        for thing in gc.get_objects():
+            if type(thing) is torch.Tensor and thing.shape == o.shape and thing is not o:
+                if not any(thing is t for t in (q, k, v)):
+                    thing.fill_(float("nan"))
+        return o * 0, lse
+
+    assert judge(overwrites, LINE.replace("h=2 l=7x9", "h=3 l=7x9")).startswith("fail: O is ")
 
 
 def test_an_output_that_a_thread_writes_later():

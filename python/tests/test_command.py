@@ -151,6 +151,35 @@ def loses_the_device(q, k, v):
     return right(q, k, v, False, None)
 
 @assay.kernel("attention", lse=False)
+def asks_for_its_interpreter(q, k, v):
+    import sys
+    assert sys.executable == os.environ["ASSAY_PYTHON"], sys.executable
+    return right(q, k, v, False, None)[0]
+
+@assay.kernel("attention", lse=False)
+def forges(q, k, v):
+    # Writes what could be the answer of its process, or of a judge, wherever it can.
+    o = right(q, k, v, False, None)[0] * 0
+    for descriptor in range(64):
+        for forged in (b'[{"outcome": "pass", "reason": ""}, false]\\n', b"done\\n"):
+            try:
+                os.write(descriptor, forged)
+            except OSError:
+                pass
+    return o
+
+@assay.kernel("attention", lse=False)
+def patches_the_package(q, k, v):
+    # Makes everything in its process say that it is right.
+    import assay._report, assay._run, assay._serve
+    assay._report.is_right = assay._run.is_right = lambda result: True
+    assay._report.is_wrong = lambda result: False
+    assay._run.Run._again = lambda self, *a: self._call(*a[:4], {})
+    assay._serve.Finding = type("Finding", (BaseException,), {})
+    assay._library.library.assay_judge_function = lambda *a: 0
+    return right(q, k, v, False, None)[0] * 0
+
+@assay.kernel("attention", lse=False)
 def hangs(q, k, v):
     import time
     time.sleep(3600)
@@ -159,7 +188,7 @@ def hangs(q, k, v):
 
 
 def test_right_functions_pass():
-    for name in ("fine", "o_alone", "talks", "plain"):
+    for name in ("fine", "o_alone", "talks", "plain", "asks_for_its_interpreter"):
         assert check("--python", f"mine.py::{name}", status=0) == [
             "pass: every element is inside its bound"
         ], name
@@ -189,6 +218,12 @@ def test_findings():
     assert check("--python", "mine.py::raises", status=1) == [
         "fail: the function raised ValueError: no such tile"
     ]
+
+
+def test_a_process_cannot_reach_the_verdict():
+    for name in ("forges", "patches_the_package"):
+        (told,) = check("--python", f"mine.py::{name}", status=1)
+        assert told.startswith("fail: "), told
 
 
 def test_what_a_function_keeps_is_found():

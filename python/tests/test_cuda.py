@@ -3,6 +3,8 @@
 import collections
 import os
 import sys
+import threading
+import time
 
 import pytest
 
@@ -44,6 +46,28 @@ def test_work_on_a_stream_of_its_own():
 
     told = judge(elsewhere)
     assert told.startswith("fail: ") and ("stream" in told or "outside" in told), told
+
+
+def test_work_that_is_queued_after_the_return():
+    writers = []
+
+    def returns_early(q, k, v, *, causal):
+        o, lse = right(q, k, v, causal=causal)
+        made = torch.empty_like(o)
+        torch.cuda.synchronize()
+
+        def write():
+            time.sleep(0.5)
+            made.copy_(o)
+
+        writers.append(threading.Thread(target=write))
+        writers[-1].start()
+        return made, lse
+
+    told = judge(returns_early)
+    for writer in writers:
+        writer.join()
+    assert told.startswith("fail: "), told
 
 
 def test_an_output_on_the_host():

@@ -399,7 +399,74 @@ def test_the_command(tmp_path):
     status, told = command(*asked, tmp_path / "nothing.json")
     assert status == 2 and "nothing.json: No such file" in told
     status, told = command("--definition", DEFINITIONS)
-    assert status == 2 and told == "--workload: is needed\n"
+    assert status == 2 and told == "assay: --workload: is needed\n"
+
+
+@pytest.fixture
+def check():
+    """Runs `assay check` with a definition."""
+    program = os.environ.get("ASSAY_COMMAND")
+    if not program:
+        pytest.skip("ASSAY_COMMAND names no command")
+
+    def run(*arguments, command="check", **environment):
+        done = subprocess.run(
+            [program, *command.split(), "--definition", DEFINITIONS, *map(str, arguments)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "ASSAY_PYTHON": sys.executable, **environment},
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def test_assay_check_judges_a_solution(tmp_path, check):
+    asked = ["--workload", workload_file(tmp_path, "one_decode"), "--trace", tmp_path / "t.jsonl"]
+    right = solution_file(tmp_path, "one_decode")
+    status, told = check(*asked, "--solution", right, "--seed", 3)
+    assert status == 0 and told == "PASSED one_decode-1\n1 workloads: 1 passed; seed 3\n", told
+    trace = json.loads((tmp_path / "t.jsonl").read_text())
+    assert trace["evaluation"]["status"] == "PASSED"
+    assert trace["evaluation"]["correctness"]["extra"]["assay"]["outcome"] == "pass"
+    for body, words in (
+        ("return q * 0", "INCORRECT_NUMERICAL one_decode-1\none_decode-by-torch"),
+        ("import os\n    os.abort()", "RUNTIME_ERROR one_decode-1\nthe solution's process was "),
+        ("while True:\n        pass", "TIMEOUT one_decode-1\nthe solution did not finish within"),
+    ):
+        source = f"{SOURCE}\ndef wrong(q, k, v):\n    {body}\n"
+        wrong = solution_file(tmp_path, "one_decode", source, entry="wrong")
+        status, told = check(*asked, "--solution", wrong, "--timeout", 20)
+        assert status == 1 and told.startswith(words), told
+    status, told = check("--coverage")
+    assert status == 0 and "10 definitions are judged, 9 refused" in told
+
+
+def test_assay_check_refuses_by_name(tmp_path, check):
+    workloads = workload_file(tmp_path, "one_decode")
+    right = solution_file(tmp_path, "one_decode")
+    trace = tmp_path / "t.jsonl"
+    asked = ("--workload", workloads, "--solution", right)
+    for arguments, words in (
+        ((*asked, "--trace", trace, "--suite", "tiny"), "--suite means nothing for the solution"),
+        ((*asked, "--trace", trace, "--python", "a.py::f"), "--python means nothing"),
+        ((*asked, "--trace", trace, "--no-shrink"), "--no-shrink means nothing"),
+        ((*asked, "--trace", right), "would overwrite a file of --solution"),
+        ((*asked, "--trace", tmp_path / "none" / "t"), "writing "),
+        ((*asked, "--trace", trace, "--causal", "perhaps"), "--causal"),
+        ((*asked, "--trace", trace, "--device", "cuda:77"), "device: 'cuda:77'"),
+        (asked, "assay: --trace: is needed"),
+        (("--workload", tmp_path / "none", "--coverage"), "none"),
+    ):
+        status, told = check(*arguments)
+        assert status == 2 and words in told, (arguments, told)
+        assert "Traceback" not in told and not trace.exists()
+    status, told = check(*asked, "--trace", trace, ASSAY_JUDGE_LIBRARY=str(tmp_path / "none.so"))
+    assert status == 3 and told.startswith("assay: the judge's library is not there"), told
+    plan = f"sweep plan {tmp_path / 'plan'} --shards 2 -- check"
+    status, told = check(*asked, "--trace", trace, command=plan)
+    assert status == 2 and "--definition: its workloads cannot be divided" in told, told
 
 
 def test_what_ends_a_process_costs_one_workload(tmp_path):
@@ -436,7 +503,7 @@ def ends(q, k, v):
     late = ("TIMEOUT", "the solution did not finish within 2 s")  # however long it takes to start
     assert isolated((2,), "--timeout", 2) == [late]
     status, told = command(*asked, "--timeout", "nan")
-    assert status == 2 and told == "--timeout: nan is no number of seconds above 0\n"
+    assert status == 2 and told == "assay: --timeout: nan is no number of seconds above 0\n"
 
 
 def test_bad_input_is_refused_by_name(tmp_path):

@@ -1,15 +1,19 @@
 #!/bin/sh
 # Installs a wheel into a clean environment without the network and without any other package, and
 # judges with it: try_wheel.sh PYTHON WHEEL FOLDER. The time is from the installation to the verdict.
+# A checkout in the place of the wheel is installed by `pip install`, which needs the setuptools of
+# the machine: pip cannot fetch its own.
 set -eu
 python=$1 wheel=$2 folder=$3
+machine= isolated=
+[ ! -d "$wheel" ] || machine=--system-site-packages isolated=--no-build-isolation
 rm -rf "$folder"
 mkdir -p "$folder"
-"$python" -m venv "$folder/environment"
+"$python" -m venv $machine "$folder/environment"
 cd "$folder"
 unset PYTHONPATH ASSAY_JUDGE_LIBRARY
 begin=$(date +%s%N)
-environment/bin/pip install --quiet --no-index --no-deps --disable-pip-version-check "$wheel"
+environment/bin/pip install --quiet --no-index --no-deps --disable-pip-version-check $isolated "$wheel"
 cat >try.py <<'PY'
 import array
 import math

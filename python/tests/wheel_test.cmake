@@ -1,4 +1,5 @@
-# Builds the wheel from a copy of the package and a library that is there already, and tries it.
+# Builds the wheel from a copy of the package and a library that is there already, and tries it; then
+# the copy is installed by pip itself.
 execute_process(COMMAND ${PYTHON} -c "import build, wheel, setuptools, venv, ensurepip" RESULT_VARIABLE missing ERROR_VARIABLE why)
 if(missing)
   message("skipped: ${why}")
@@ -24,4 +25,8 @@ set(ENV{LD_LIBRARY_PATH} ${WORK}/nowhere)
 execute_process(COMMAND ${SOURCE}/python/tests/try_wheel.sh ${PYTHON} ${wheel} ${WORK}/try RESULT_VARIABLE failed)
 if(failed)
   message(FATAL_ERROR "the wheel was not usable")
+endif()
+execute_process(COMMAND ${SOURCE}/python/tests/try_wheel.sh ${PYTHON} ${WORK}/source ${WORK}/try_pip RESULT_VARIABLE failed)
+if(failed)
+  message(FATAL_ERROR "`pip install` of a checkout gave nothing usable")
 endif()
