@@ -113,7 +113,7 @@ class Tensors {
   std::int64_t count() const { return static_cast<std::int64_t>(list_.size()); }
 
  private:
-  // What is described wrongly either lies within the memory or is not what the case asks for.
+  // A wrong description claims no memory beyond the tensor's own, or is not what the case asks for.
   static void spoil(Choices& in, assay_named_tensor& t) {
     constexpr std::int64_t wrong[] = {-1, 0, std::numeric_limits<std::int64_t>::max(),
                                       std::numeric_limits<std::int64_t>::min()};

@@ -4,7 +4,8 @@
  * Two kinds declare their arithmetic; the others declare nothing, as most kernels. A right kernel
  * may have a habit: it adds up from the last key to the first, depending on ASSAY_PARTIAL_HABIT.
  * ASSAY_PARTIAL_PROMISES is what it promises nevertheless, and it has ASSAY_PARTIAL_VARIANTS
- * variants, of which number 2 is wrong. With -DLIST this is a program that prints the table. */
+ * variants, of which number 2 is wrong, and with the habit gradients-later number 0 has no backward
+ * pass. With -DLIST this is a program that prints the table. */
 #include <assay/kernel.h>
 #include <math.h>
 #include <stdint.h>
@@ -194,8 +195,9 @@ int main(void) {
 enum { FAULTS(NUMBER) unbroken };
 static const char* const fault_names[] = {FAULTS(NAME)};
 
-static const char* const habit_names[] = {"batch", "position", "padding", "rows", "layout"};
-enum { by_batch, by_position, by_padding, by_rows, by_layout, no_habit };
+static const char* const habit_names[] = {"batch", "position", "padding",
+                                          "rows",  "layout",   "gradients-later"};
+enum { by_batch, by_position, by_padding, by_rows, by_layout, gradients_later, no_habit };
 
 static const kind* now;
 static int habit = no_habit;
@@ -782,6 +784,15 @@ static assay_status product(const assay_tensor* a, const assay_low_bit* w, const
 
 /* ---- The library ----------------------------------------------------------------------------- */
 
+static assay_status supports_variant(int32_t variant, int32_t operation, const assay_attention* p,
+                                     const assay_pages* pages, const assay_dtype* output,
+                                     const char** reason) {
+  (void)pages;
+  if (operation != ASSAY_BACKWARD || variant > 0) return supports(operation, p, output, reason);
+  *reason = "variant 0 has no backward pass";
+  return ASSAY_UNSUPPORTED;
+}
+
 const assay_kernel* assay_kernel_entry(uint32_t version) {
   static assay_kernel table;
   const char *name = getenv("ASSAY_PARTIAL"), *fault = getenv("ASSAY_PARTIAL_FAULT");
@@ -801,6 +812,7 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
     table.invariant_to = (uint64_t)atoi(getenv("ASSAY_PARTIAL_PROMISES"));
   if (getenv("ASSAY_PARTIAL_VARIANTS"))
     table.variant_count = atoi(getenv("ASSAY_PARTIAL_VARIANTS"));
+  if (habit == gradients_later) table.supports_variant = supports_variant;
   if (now->declares) table.arithmetic = arithmetic;
   table.no_lse = now->no_lse;
   table.supports = supports;

@@ -71,6 +71,17 @@ TEST_F(PartialLibrary, GradientsOfAKernelWithoutLseAreJudged) {
   EXPECT_THAT(forward.output, HasSubstr("compared: 288 of O;"));
 }
 
+// Variant 0 does the forward pass alone. Both passes are judged with variant 1, which does both.
+TEST_F(PartialLibrary, BothPassesAreThoseOfOneVariant) {
+  const Variable variants("ASSAY_PARTIAL_VARIANTS", "2"),
+      habit("ASSAY_PARTIAL_HABIT", "gradients-later");
+  const std::string line = "backward b=2 h=2 l=9x24 d=16 layout=g:strided";
+  const Ran right = judged("backward-f32", line);
+  EXPECT_EQ(right.status, 0) << right.output;
+  EXPECT_THAT(right.output, HasSubstr("576 of O, 36 of LSE, 576 of dQ, "));
+  EXPECT_EQ(judged("backward-f32", line, "d-o-as-o").status, 1);
+}
+
 // A kernel that gives dSink is judged for it, and one that says that it gives none is judged for
 // the rest.
 TEST_F(PartialLibrary, DSinkIsAskedOfKernelsThatGiveIt) {

@@ -20,9 +20,9 @@ namespace {
 
 constexpr double absent = std::numeric_limits<double>::quiet_NaN();
 constexpr double runs_of_a_year = 365, false_alarms_of_a_year = 0.5;
-// In a store of fewer series alarms are as rare as in one of so many.
+// A store of fewer series is treated as one of so many, so its alarms are rarer than they need be.
 constexpr std::size_t least_series = 30;
-// A mean over as many cases is compared with that of other cases.
+// From this many cases on, the means of suites of different seeds are compared.
 constexpr std::size_t many_cases = 30;
 
 // What a run measured of a case, as logarithms; NaN where it did not.
@@ -53,8 +53,9 @@ struct Series {
   std::vector<double> logs;
 };
 
-// What decides how fast a kernel is and which code of it runs, and is not in the hands of those who
-// change it. Compilers and flags are, so they begin no series of their own.
+// The properties of a machine that decide how fast a kernel is and which code of it runs. The
+// authors of a kernel do not choose them. They do choose compilers and flags, so a run with another
+// compiler stays in the same series.
 std::string hardware_of(const Json& machine) {
   std::string text;
   for (const char* field : {"cpu", "processor", "host_name", "threads", "num_cpus", "simd target"})
@@ -66,8 +67,8 @@ std::string hardware_of(const Json& machine) {
   return text;
 }
 
-// Ratios outside of this range are told by the verdict of a run; here they are its ends, so that 0,
-// infinity and NaN have a logarithm.
+// Ratios outside of this range, among them 0, infinity and NaN, are replaced by its ends, so that
+// they have a logarithm. The verdict of a run tells what they were.
 double log_of_ratio(double ratio) {
   constexpr double most = 1 << 20;
   return std::log(std::isnan(ratio) ? most : std::clamp(ratio, 1 / most, most));

@@ -12,9 +12,10 @@ namespace assay {
 namespace {
 
 constexpr double largest_chance = 1e-4;
-// Blocks on a side of a change. Their deviations are told by those of both sides.
+// The number of blocks on each side of a change. The variance of their means is estimated from both
+// sides together.
 constexpr std::size_t least_blocks = 3;
-// A correlation of successive values that does not count.
+// A smaller correlation of successive values is ignored.
 constexpr double independent = 0.35;
 
 // The newest values of a level, with the sums of distances that the energy distance of every split
