@@ -1,4 +1,4 @@
-"""Whatever an argument is, what is refused is an InputError that names it, and nothing is printed."""
+"""What is refused is an InputError, whatever the value; and nothing is printed or left behind."""
 
 import os
 import subprocess
