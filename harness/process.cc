@@ -133,6 +133,12 @@ Channel make_socket_pair(const std::string& purpose) {
   return {Descriptor(ends[0]), Descriptor(ends[1])};
 }
 
+Descriptor open_nothing(const std::string& purpose) {
+  Descriptor nothing(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  if (nothing.number() < 0) fail(errno, purpose);
+  return nothing;
+}
+
 Process::Process(const ProcessStart& how) : ends_others_(how.ends_others) {
   Preparation preparation(how);
   const pid_t parent = getpid();

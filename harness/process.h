@@ -30,9 +30,12 @@ class Descriptor {
 struct Channel {
   Descriptor out, in;
 };
-// Both functions throw std::system_error, whose text names the purpose.
+// These functions throw std::system_error, whose text names the purpose.
 Channel make_pipe(const std::string& purpose);
 Channel make_socket_pair(const std::string& purpose);
+// For the standard input of a process that runs what others wrote: ours may be a case, and that of
+// a worker is the socket on which it answers.
+Descriptor open_nothing(const std::string& purpose);
 
 struct ProcessStart {
   std::string program;                   // a path

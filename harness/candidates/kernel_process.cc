@@ -280,13 +280,11 @@ void KernelProcess::start() {
   }
   new (&crash_note()) CrashNote{};
   Channel ends = make_socket_pair("a socket for a kernel library");
-  const Descriptor nothing_to_read(open("/dev/null", O_RDONLY | O_CLOEXEC));
-  if (nothing_to_read.number() < 0)
-    throw std::system_error(errno, std::generic_category(), "an input for a kernel library");
+  const Descriptor nothing_to_read = open_nothing("an input for a kernel library");
   process_.emplace(ProcessStart{
       .program = server_,
       .arguments = {"assay", "serve-kernel", library_, fmt::to_string(base_)},
-      .descriptors = {{nothing_to_read.number(), STDIN_FILENO},  // our input may be a case
+      .descriptors = {{nothing_to_read.number(), STDIN_FILENO},
                       {STDERR_FILENO, STDOUT_FILENO},  // what the library prints is not our output
                       {ends.in.number(), server_socket},
                       {memory_.number(), server_memory}},

@@ -59,8 +59,11 @@ PythonProcess::PythonProcess(std::string where) : where_(std::move(where)) {
 
 void PythonProcess::start() {
   Channel ends = make_socket_pair("a socket for a Python function");
+  const Descriptor nothing_to_read = open_nothing("an input for a Python function");
   ProcessStart server = python_start({"-m", "assay._serve", where_});
-  server.descriptors = {{STDERR_FILENO, STDOUT_FILENO}, {ends.in.number(), server_socket}};
+  server.descriptors = {{nothing_to_read.number(), STDIN_FILENO},
+                        {STDERR_FILENO, STDOUT_FILENO},
+                        {ends.in.number(), server_socket}};
   process_.emplace(server);
   socket_ = std::move(ends.out);
   ends.in.close();

@@ -819,6 +819,9 @@ def _judge_all(o: argparse.Namespace) -> int:
     listed = load_definitions(o.definition)
     definitions = {d.name: d for d in listed}
     if o.coverage:
+        for option in ("workload", "solution", "trace"):
+            if getattr(o, option) is not None:
+                raise InputError("--" + option, "means nothing beside --coverage")
         found = coverage(listed)
         for name, why in found["refused"]:
             print(f"refused {name}: {why}")

@@ -457,7 +457,8 @@ def test_assay_check_refuses_by_name(tmp_path, check):
         ((*asked, "--trace", trace, "--causal", "perhaps"), "--causal"),
         ((*asked, "--trace", trace, "--device", "cuda:77"), "device: 'cuda:77'"),
         (asked, "assay: --trace: is needed"),
-        (("--workload", tmp_path / "none", "--coverage"), "none"),
+        (("--workload", tmp_path / "none", "--coverage"), "--workload: means nothing beside"),
+        (("--workload", tmp_path / "none", "--solution", right, "--trace", trace), "none"),
     ):
         status, told = check(*arguments)
         assert status == 2 and words in told, (arguments, told)
