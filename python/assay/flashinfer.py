@@ -819,7 +819,7 @@ def _judge_all(o: argparse.Namespace) -> int:
     listed = load_definitions(o.definition)
     definitions = {d.name: d for d in listed}
     if o.coverage:
-        for option in ("workload", "solution", "trace"):
+        for option in ("workload", "solution", "trace", "root", "causal"):
             if getattr(o, option) is not None:
                 raise InputError("--" + option, "means nothing beside --coverage")
         found = coverage(listed)

@@ -458,6 +458,8 @@ def test_assay_check_refuses_by_name(tmp_path, check):
         ((*asked, "--trace", trace, "--device", "cuda:77"), "device: 'cuda:77'"),
         (asked, "assay: --trace: is needed"),
         (("--workload", tmp_path / "none", "--coverage"), "--workload: means nothing beside"),
+        (("--causal", "yes", "--coverage"), "--causal: means nothing beside --coverage"),
+        (("--root", tmp_path, "--coverage"), "--root: means nothing beside --coverage"),
         (("--workload", tmp_path / "none", "--solution", right, "--trace", trace), "none"),
     ):
         status, told = check(*arguments)
