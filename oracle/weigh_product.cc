@@ -89,12 +89,13 @@ class AlignedSum {
   double sum_ = 0;
 };
 
-RowMajorSingle aligned_product(const ProductSample& s, const ProductContract& c, Index serial) {
+RowMajorSingle aligned_product(const ProductSample& s, const Eigen::RowVectorXd& units,
+                               const ProductContract& c, Index serial) {
   const int bits = -std::ilogb(c.roundoff);
   // Some kernels add every 128 terms to a sum in binary32.
   const Index promoted = serial % 2 == 0 ? s.a.cols() : 128;
   RowMajorSingle out(s.a.rows(), s.w.cols());
-  const RowMajor columns = s.w.transpose();
+  const RowMajor columns = (s.w * units.asDiagonal()).transpose();
   std::vector<double> products(usize(c.block));
   for (Index r = 0; r < out.rows(); ++r)
     for (Index j = 0; j < out.cols(); ++j) {
@@ -111,10 +112,21 @@ RowMajorSingle aligned_product(const ProductSample& s, const ProductContract& c,
   return out;
 }
 
-// One run of the product in the roundings of the contract.
-RowMajorSingle emulate(const ProductSample& s, const ProductContract& c, SplitMix64& random,
-                       Index serial) {
-  if (c.block > 0) return aligned_product(s, c, serial);
+// Factors of the columns of W, of few bits, so that almost every weight stays exact. The sums are
+// divided by them in the end. Where the order of a sum is fixed, its roundings would be the same in
+// every run, and their size no sample of anything; and a kernel may sum codes, whose scale comes
+// later. In these units each run rounds other numbers.
+Eigen::RowVectorXd draw_units(Index columns, SplitMix64& random, Index serial) {
+  Eigen::RowVectorXd units = Eigen::RowVectorXd::Ones(columns);
+  if (serial == 0) return units;
+  for (double& unit : units) unit = 1 + static_cast<double>(random.below(16)) / 16;
+  return units;
+}
+
+// One run of the product in the roundings of the contract, in the units of its columns.
+RowMajorSingle emulate(const ProductSample& s, const Eigen::RowVectorXd& units,
+                       const ProductContract& c, SplitMix64& random, Index serial) {
+  if (c.block > 0) return aligned_product(s, units, c, serial);
   Contract dot;
   dot.dot_roundoff = c.roundoff;
   if (c.roundoff == 0x1p-23) dot.dot_block = 16;
@@ -125,6 +137,7 @@ RowMajorSingle emulate(const ProductSample& s, const ProductContract& c, SplitMi
   RowMajorSingle a = s.a.cast<float>();
   RowMajorSingle w = (scales_last ? RowMajor(s.w / s.tensor_scale) : s.w).cast<float>();
   if (c.weight_dtype) round_all(*c.weight_dtype, w);
+  w *= units.cast<float>().asDiagonal();
   // Where a large term stands decides how many roundings of its size follow.
   if (c.order != ProductOrder::groups_in_order && how.dim_seed != 0 && serial % 2 != 0) {
     const std::vector<Index> order = shuffled(a.cols(), how.dim_seed);
@@ -145,7 +158,10 @@ ProductReplicates replicate(const ProductSample& s, const ProductContract& c,
   all.error.resize(replicate_count);
   parallel_for(replicate_count, options.threads, [&](Index k) {
     SplitMix64 random(SplitMix64::number(options.seed, usize(k)));
-    RowMajorSingle out = emulate(s, c, random, k);
+    const Eigen::RowVectorXd units = draw_units(s.w.cols(), random, k);
+    RowMajorSingle out =
+        (emulate(s, units, c, random, k).cast<double>() * units.cwiseInverse().asDiagonal())
+            .cast<float>();
     round_all(s.out, out);
     all.error[usize(k)] = out.cast<double>() - s.exact;
   });

@@ -155,7 +155,7 @@ TEST(Evidence, ALargeTermRaisesNoAlarmInAnyOrder) {
         "product m=1 n=1 k=64 dtype=f32 w=int8 weights=codes poke=a:0:0:0:60=30000",
         "product m=20 n=30 k=128 dtype=f32 w=int8 weights=codes poke=a:0:0:7:1=1e6",
         "product m=3 n=3 k=512 dtype=f32 w=mxfp4 poke=a:0:0:0:500=1e5;a:0:0:1:5=1e5"}) {
-    for (int seed = 0; seed < 4; ++seed) {
+    for (int seed = 0; seed < 12; ++seed) {
       Case c = parse_case(line);
       c.seed = static_cast<std::uint64_t>(seed);
       const ProductInputs in(c);
