@@ -11,6 +11,7 @@
 #include "bench/table.h"
 #include "harness/files.h"
 #include "problem/parallel.h"
+#include "harness/results/schema.h"
 
 namespace assay::bench {
 namespace {

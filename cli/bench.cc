@@ -23,6 +23,7 @@
 #include "harness/files.h"
 #include "harness/process.h"
 #include "reports/store.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -23,6 +23,7 @@
 #include "harness/results/merge_shards.h"
 #include "harness/results/told_outcome.h"
 #include "problem/clock.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -26,6 +26,7 @@
 #include "problem/clock.h"
 #include "reports/html.h"
 #include "reports/store.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -21,6 +21,7 @@
 #include "problem/parallel.h"
 #include "reports/html.h"
 #include "reports/store.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

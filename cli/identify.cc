@@ -15,6 +15,7 @@
 #include "harness/files.h"
 #include "harness/identify/fit.h"
 #include "problem/parallel.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

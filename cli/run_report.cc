@@ -28,6 +28,7 @@
 #include "reports/open_metrics.h"
 #include "reports/sarif.h"
 #include "reports/store.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -32,6 +32,7 @@
 #include "reports/markdown.h"
 #include "reports/open_metrics.h"
 #include "reports/otava.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

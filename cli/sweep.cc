@@ -24,6 +24,7 @@
 #include "harness/files.h"
 #include "harness/results/merge_shards.h"
 #include "problem/parallel.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -7,6 +7,7 @@
 #include "cli/exit_status.h"
 #include "cli/sweep_state.h"
 #include "harness/text.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

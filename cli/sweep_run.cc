@@ -15,6 +15,7 @@
 #include "cli/tell.h"
 #include "harness/files.h"
 #include "harness/process.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

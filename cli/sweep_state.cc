@@ -18,6 +18,7 @@
 #include "harness/results/merge_shards.h"
 #include "harness/results/run.h"
 #include "harness/text.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

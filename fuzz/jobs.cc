@@ -25,6 +25,7 @@
 #include "harness/text.h"
 #include "harness/cases/shrink.h"
 #include "problem/clock.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

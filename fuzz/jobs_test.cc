@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "fuzz/jobs.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

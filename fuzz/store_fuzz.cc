@@ -5,6 +5,7 @@
 
 #include "fuzz/require.h"
 #include "reports/store.h"
+#include "harness/results/schema.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
   using namespace assay;

@@ -2,6 +2,7 @@
 #include "harness/identify/identify.h"
 
 #include "judge/callback.h"
+#include "harness/results/schema.h"
 
 using namespace assay;
 using namespace assay::judging;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "oracle/safety_factors.h"
 
@@ -86,13 +87,20 @@ bool reads_factor_as_zero(const Contract& c, const Attention& p, const KeyValues
   const auto lost = [&](double x, double y) {
     return std::isinf(x) && y != 0 && std::fabs(y) < c.operand_floor;
   };
+  std::vector<double> q(usize(p.shape.dim));
+  std::vector<Index> infinite;  // the elements of the row that are
+  for (Index d = 0; d < p.shape.dim; ++d) {
+    q[usize(d)] = load(p.q, p.q.at(block.b, block.h, row, d));
+    if (std::isinf(q[usize(d)])) infinite.push_back(d);
+  }
   for (Index j = seen.begin; j < seen.end; ++j) {
     if (seen.bias[usize(j)] == -inf) continue;
-    for (Index d = 0; d < p.shape.dim; ++d) {
-      const double q = load(p.q, p.q.at(block.b, block.h, row, d)),
-                   k = load(p.k, p.k.at(block.b, kv.g, j, d));
-      if (lost(q, k) || lost(k, q)) return true;
-    }
+    const auto k = [&](Index d) { return load(p.k, p.k.at(block.b, kv.g, j, d)); };
+    for (const Index d : infinite)
+      if (lost(q[usize(d)], k(d))) return true;
+    if (!kv.key_not_finite[usize(j)]) continue;
+    for (Index d = 0; d < p.shape.dim; ++d)
+      if (lost(k(d), q[usize(d)])) return true;
   }
   return false;
 }

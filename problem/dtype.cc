@@ -48,15 +48,12 @@ std::uint64_t overflow_code(const Format& f) {
   return f.saturates ? f.max_finite_code : f.max_finite_code + 1;
 }
 
-}  // namespace
-
-double decode(Dtype dtype, std::uint64_t code) {
-  if (dtype == Dtype::f64) return std::bit_cast<double>(code);
-  if (dtype == Dtype::f32) return std::bit_cast<float>(static_cast<std::uint32_t>(code));
-  if (dtype == Dtype::e8m0)
-    return code == 0xFF ? quiet_nan : power_of_two(static_cast<int>(code) - 127);
-  const Format& f = format(dtype);
-  const int mantissa_bits = f.precision - 1;
+// The value of a code of sign, exponent and mantissa. The format is a constant here, because inputs
+// are read element by element.
+template <Dtype dtype>
+double decode_fields(std::uint64_t code) {
+  constexpr Format f = format(dtype);
+  constexpr int mantissa_bits = f.precision - 1;
   const std::uint64_t magnitude = code & ((std::uint64_t{1} << (f.bits - 1)) - 1);
   const bool negative = (code >> (f.bits - 1)) != 0;
   double value;
@@ -71,6 +68,22 @@ double decode(Dtype dtype, std::uint64_t code) {
             power_of_two(f.min_exponent + (exponent == 0 ? 0 : exponent - 1) - mantissa_bits);
   }
   return negative ? -value : value;
+}
+
+}  // namespace
+
+double decode(Dtype dtype, std::uint64_t code) {
+  switch (dtype) {
+    case Dtype::f64: return std::bit_cast<double>(code);
+    case Dtype::f32: return std::bit_cast<float>(static_cast<std::uint32_t>(code));
+    case Dtype::bf16: return std::bit_cast<float>(static_cast<std::uint32_t>(code << 16));
+    case Dtype::f16: return decode_fields<Dtype::f16>(code);
+    case Dtype::f8e4m3: return decode_fields<Dtype::f8e4m3>(code);
+    case Dtype::f8e5m2: return decode_fields<Dtype::f8e5m2>(code);
+    case Dtype::f4e2m1: return decode_fields<Dtype::f4e2m1>(code);
+    case Dtype::e8m0: return code == 0xFF ? quiet_nan : power_of_two(static_cast<int>(code) - 127);
+  }
+  return quiet_nan;
 }
 
 std::uint64_t encode(Dtype dtype, double value) {

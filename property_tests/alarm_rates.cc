@@ -23,6 +23,7 @@
 #include "property_tests/series.h"
 #include "reports/change_points.h"
 #include "reports/store.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

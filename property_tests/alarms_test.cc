@@ -13,6 +13,7 @@
 #include "reports/alarms.h"
 #include "reports/html.h"
 #include "reports/store.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -13,6 +13,7 @@
 
 #include "property_tests/run_command.h"
 #include "reports/store.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

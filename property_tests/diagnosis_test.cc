@@ -19,6 +19,7 @@
 #include "problem/generate.h"
 #include "problem/random.h"
 #include "testing/emulated_kernel.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -13,6 +13,7 @@
 #include "reports/open_metrics.h"
 #include "reports/otava.h"
 #include "reports/sarif.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -28,6 +28,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/simd/targets.h"
 #include "testing/matchers.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

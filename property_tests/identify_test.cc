@@ -12,6 +12,7 @@
 #include "harness/judging/outputs.h"
 #include "kernels/simd/targets.h"
 #include "testing/emulated_kernel.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

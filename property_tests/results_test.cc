@@ -12,6 +12,7 @@
 #include "harness/results/fuzz_summary.h"
 #include "harness/results/run.h"
 #include "reports/stored_run.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

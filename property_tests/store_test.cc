@@ -19,6 +19,7 @@
 
 #include "reports/compare.h"
 #include "reports/store.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

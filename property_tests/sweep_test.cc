@@ -18,6 +18,7 @@
 #include "harness/results/merge_shards.h"
 #include "harness/results/sweep.h"
 #include "property_tests/run_command.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -14,6 +14,7 @@
 #include "harness/text.h"
 #include "problem/parallel.h"
 #include "reports/change_points.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

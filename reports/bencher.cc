@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "harness/text.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

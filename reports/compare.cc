@@ -1,4 +1,5 @@
 #include "reports/compare.h"
+#include "harness/results/schema.h"
 
 #include <fmt/format.h>
 

@@ -4,6 +4,7 @@
 
 #include "harness/results/told_outcome.h"
 #include "reports/case_text.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -6,6 +6,7 @@
 
 #include "harness/text.h"
 #include "reports/open_metrics.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

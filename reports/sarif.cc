@@ -9,6 +9,7 @@
 
 #include "harness/results/told_outcome.h"
 #include "harness/text.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

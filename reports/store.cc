@@ -20,6 +20,7 @@
 
 #include "harness/text.h"
 #include "problem/clock.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "harness/candidates/candidate.h"
-#include "harness/results/schema.h"
+#include "harness/results/described.h"
 
 namespace assay {
 

@@ -23,6 +23,7 @@
 #include "harness/shortage.h"
 #include "harness/text.h"
 #include "problem/clock.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "harness/files.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

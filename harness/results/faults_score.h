@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/results/schema.h"
+#include "harness/results/described.h"
 #include "problem/index.h"
 
 namespace assay {

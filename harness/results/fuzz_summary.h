@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/results/schema.h"
+#include "harness/results/described.h"
 
 namespace assay {
 

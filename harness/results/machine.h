@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "harness/results/schema.h"
+#include "harness/results/described.h"
 #include "problem/index.h"
 
 namespace assay {

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "harness/text.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

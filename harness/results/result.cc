@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "harness/results/told_arithmetic.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

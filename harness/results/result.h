@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "harness/results/pictures.h"
-#include "harness/results/schema.h"
+#include "harness/results/described.h"
 #include "oracle/diagnosis.h"
 #include "oracle/product.h"
 #include "oracle/verdict.h"

@@ -1,4 +1,5 @@
 #include "harness/results/run.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 

@@ -26,11 +26,10 @@
 #include <type_traits>
 #include <vector>
 
+#include "harness/results/described.h"
 #include "problem/names.h"
 
 namespace assay {
-
-using Json = nlohmann::json;
 
 // An error in a document: it names the place and what was expected there.
 struct SchemaError : std::runtime_error {
@@ -46,10 +45,6 @@ inline Json parse_json(std::string_view text, const std::string& what) {
     throw SchemaError(what + ": no JSON from byte " + std::to_string(e.byte) + " on");
   }
 }
-
-// A value of this type, const or not, because describe_fields() serves both.
-template <class T, class Struct>
-concept Described = std::same_as<std::remove_const_t<T>, Struct>;
 
 class FieldWriter;
 class FieldReader;

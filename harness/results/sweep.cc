@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "harness/fnv1a.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

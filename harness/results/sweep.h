@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "harness/results/machine.h"
+#include "harness/results/schema.h"
 
 namespace assay {
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/results/schema.h"
+#include "harness/results/described.h"
 #include "oracle/verdict.h"
 
 namespace assay {
