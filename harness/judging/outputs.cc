@@ -39,7 +39,7 @@ std::vector<Index> sorted_positions(const TensorView& t) {
   std::vector<Index> positions;
   for_each_index(
       e, [&](Index b, Index h, Index i, Index d) { positions.push_back(t.at(b, h, i, d)); });
-  std::ranges::sort(positions);
+  if (!std::ranges::is_sorted(positions)) std::ranges::sort(positions);
   return positions;
 }
 
@@ -51,16 +51,28 @@ std::string difference_at(const TensorView& x, Index at, const TensorView& y, In
   return fmt::format("{:.9g} and {:.9g}", p, q);
 }
 
+// Whether a row has the same bits in both, where its elements lie side by side.
+bool same_bytes(const TensorView& x, const TensorView& y, Index b, Index h, Index i) {
+  if (x.stride[3] != 1 || y.stride[3] != 1) return false;
+  const std::size_t bytes = bytes_of(x.dtype);
+  const auto row = [&](const TensorView& t) {
+    return static_cast<const std::byte*>(t.data) + usize(t.at(b, h, i, 0)) * bytes;
+  };
+  return std::memcmp(row(x), row(y), usize(x.shape[3]) * bytes) == 0;
+}
+
 std::string first_difference_of(std::string_view name, const TensorView& x, const TensorView& y,
                                 Index rows) {
   for (Index b = 0; b < x.shape[0]; ++b)
     for (Index h = 0; h < x.shape[1]; ++h)
-      for (Index i = 0; i < (rows < 0 ? x.shape[2] : rows); ++i)
+      for (Index i = 0; i < (rows < 0 ? x.shape[2] : rows); ++i) {
+        if (x.shape[3] == 0 || same_bytes(x, y, b, h, i)) continue;
         for (Index d = 0; d < x.shape[3]; ++d) {
           const Index at = x.at(b, h, i, d);
           if (const std::string found = difference_at(x, at, y, at); !found.empty())
             return fmt::format("{}[b={}, h={}, row={}, column={}]: {}", name, b, h, i, d, found);
         }
+      }
   return {};
 }
 
