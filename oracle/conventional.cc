@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <mutex>
 
 #include "oracle/safety_factors.h"
 
@@ -198,6 +199,57 @@ std::optional<Conventions> explaining_conventions(
   return found;
 }
 
+namespace {
+
+// The sum of the errors of some rows.
+double size_of_errors(JudgeOptions under, const Conventions& conventions,
+                      const std::function<Verdict(const JudgeOptions&)>& judge_under) {
+  constexpr Index rows = 32;
+  std::mutex mutex;
+  double sum = 0;
+  under.conventions = conventions;
+  under.sample_rows = under.sample_rows > 0 ? std::min(under.sample_rows, rows) : rows;
+  under.judged = [&](const Element& e) {
+    const double error = std::fabs(e.got - e.exact);
+    const std::lock_guard lock(mutex);
+    if (std::isfinite(error)) sum += error;
+  };
+  judge_under(under);
+  return sum;
+}
+
+// Wrong outputs of a kernel that may mean another diagonal: where the errors are less than half as
+// large under another one, the verdict is that under it, so that the fault is told and not the
+// diagonal. It is a failure in either case.
+Verdict of_nearest_anchor(const Attention& p, Verdict own, const JudgeOptions& options,
+                          const JudgeOptions& quick,
+                          const std::function<Verdict(const JudgeOptions&)>& judge_under) {
+  const std::vector<Anchor> anchors = anchors_of(p, options.conventions);
+  if (anchors.size() < 2) return own;
+  double least = size_of_errors(quick, options.conventions, judge_under) / 2;
+  std::optional<Anchor> nearest;
+  for (const Anchor anchor : anchors) {
+    if (anchor == options.conventions.of<Anchor>()) continue;
+    Conventions tried = options.conventions;
+    tried.declare(anchor);
+    const double size = size_of_errors(quick, tried, judge_under);
+    if (!(size < least)) continue;
+    least = size;
+    nearest = anchor;
+  }
+  if (!nearest) return own;
+  JudgeOptions under = options;
+  under.conventions.declare(*nearest);
+  Verdict v = judge_under(under);
+  if (v.outcome != Outcome::fail || v.outside == 0 || undecided(v) > undecided(own)) return own;
+  v.differs.declare(*nearest);
+  v.reason += fmt::format("; judged under {}, where errors are less than half as large",
+                          v.differs.names().front());
+  return v;
+}
+
+}  // namespace
+
 Verdict by_convention(const Attention& p, Verdict own, const JudgeOptions& options,
                       const std::function<Verdict(const JudgeOptions&)>& judge_under) {
   if (own.outcome != Outcome::fail || own.outside == 0) return own;
@@ -213,7 +265,7 @@ Verdict by_convention(const Attention& p, Verdict own, const JudgeOptions& optio
         const Verdict v = judge_under(quick);
         return v.outcome != Outcome::fail && v.outcome != Outcome::error;
       });
-  if (!all) return own;
+  if (!all) return of_nearest_anchor(p, std::move(own), options, quick, judge_under);
   JudgeOptions found = options;
   found.conventions = *all;
   Verdict v = judge_under(found);

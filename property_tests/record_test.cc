@@ -521,6 +521,27 @@ TEST_F(Records, MasksSayWhatTheySay) {
   EXPECT_EQ(padded.judged(file()), Outcome::fail);
 }
 
+// Where no diagonal is declared, a fault beside another one than ours is told as what it is.
+TEST_F(Records, AFaultIsToldUnderTheDiagonalThatIsMeant) {
+  Made m = Made::attention(1, 2, 2, 24, 40, 16);
+  const auto told = [&](const char* line, Index diagonal) {
+    m.metadata["record"] = line;
+    m.answer([=](Index, Index, Index i, Index j) { return j <= i + diagonal; });
+    EXPECT_EQ(m.judged(file()), Outcome::fail);
+    const RecordFile read(file());
+    const CaseResult r = verify(read, read.read(""));
+    return r.reason + "; " + sentence_on(r.diagnosis);
+  };
+  EXPECT_THAT(told("attention causal", 17),
+              AllOf(HasSubstr("judged under anchor:bottom-right"),
+                    HasSubstr("looks like: the causal diagonal is one key late")));
+  EXPECT_THAT(told("attention causal", 15), HasSubstr("the causal diagonal is one key early"));
+  EXPECT_THAT(told("attention causal", 1),
+              AllOf(Not(HasSubstr("judged under")), HasSubstr("one key late")));
+  EXPECT_THAT(told("attention causal convention=anchor:top-left", 17),
+              Not(HasSubstr("judged under")));
+}
+
 TEST_F(Records, ContradictionsAreNamed) {
   Made good = Made::attention(2, 4, 2, 3, 5, 6);
   good.answer(all);

@@ -4,6 +4,7 @@
 
 #include "harness/judging/append.h"
 #include "harness/judging/quantization.h"
+#include "oracle/visibility.h"
 
 namespace assay {
 namespace {
@@ -33,8 +34,8 @@ struct AttentionWork {
   std::vector<BitsOperation> bits() const { return {appending(inputs)}; }
   std::optional<Pictures::Weights> weights() const {
     const auto own = declared<Contract>(run.candidate, step.call(outputs), run.how);
-    return weights_of(step.in.problem, outputs.view(), own ? &*own : nullptr, run.result.verdict,
-                      run.options.oracle_threads);
+    return weights_of(anchored(step.in.problem, step.conventions), outputs.view(),
+                      own ? &*own : nullptr, run.result.verdict, run.options.oracle_threads);
   }
 };
 

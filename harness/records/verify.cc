@@ -56,6 +56,7 @@ void judge_attention(const Record& r, const Contract* declared, JudgeOptions jud
   v = declared ? judge(r.problem, r.out, *declared, judging)
                : judge_by_ladder(r.problem, r.out, 64, judging);
   if (v.outcome != Outcome::fail) return;
+  judging.conventions = judging.conventions.over(v.differs);  // under which it was judged
   const ProjectedAttention problem = anchored(r.problem, judging.conventions);
   result.diagnosis = diagnose(problem, r.out, declared, v, judging);
   explain_by_scales({problem, r.k_scales, r.v_scales, r.scale_group}, r.out, declared, judging,
@@ -72,6 +73,7 @@ void judge_gradients(const Record& r, const Contract* declared, JudgeOptions jud
   const Verdict gradients = declared
                                 ? judge_backward(r.problem, input, r.gradients, *declared, judging)
                                 : judge_backward_by_ladder(r.problem, input, r.gradients, judging);
+  judging.conventions = judging.conventions.over(gradients.differs);
   if (gradients.outcome == Outcome::fail)
     result.diagnosis = diagnose_backward(anchored<Attention>(r.problem, judging.conventions), input,
                                          r.gradients, declared, gradients, judging);
@@ -131,7 +133,8 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   if (painter && result.was_compared()) {
     result.pictures = painter->pictures(v.row_tile);
     if (r.operation == Operation::attention && v.outcome == Outcome::fail)
-      result.pictures->weights = weights_of(r.problem, r.out, declared, v, o.threads);
+      result.pictures->weights = weights_of(
+          anchored(r.problem, judging.conventions.over(v.differs)), r.out, declared, v, o.threads);
   }
   return result;
 }
