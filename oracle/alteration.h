@@ -114,6 +114,10 @@ struct Hypothesis {
 std::span<const Hypothesis> mask_hypotheses();
 std::span<const Hypothesis> sum_hypotheses();
 std::span<const Hypothesis> cache_hypotheses();
+// These are rarer, and are tried where none of those above fits. The parameter of the latter is the
+// key whose weight explains the errors of a wrong row best.
+std::span<const Hypothesis> input_hypotheses();
+std::span<const Hypothesis> key_hypotheses();
 
 // Products of numbers in fewer bits than f32 has. Q, K and V are rounded when they are read, and
 // LSE shows exactly how. The roundings of weights depend on the running maximum, so only their size

@@ -359,6 +359,33 @@ void for_each_hypothesis(const Visit& visit) {
     for (const Hypothesis& h : table) visit(h);
 }
 
+// The key whose missing weight p_j explains most of a row's errors e: without it O would move by
+// d_j = -p_j (v_j - O) / (1 - p_j), and e has the share (e d_j)^2 / (d_j d_j) along it. Nothing if
+// the errors are not numbers.
+std::optional<Index> key_of_errors(const Prediction& x, Index at) {
+  const Index from = x.taken[usize(at)];
+  if (from < 0) return std::nullopt;
+  const auto head = std::ranges::find_if(x.rows.heads, [&](const EvidenceHead& h) {
+    return from >= h.first && from < h.first + h.rows();
+  });
+  const Eigen::RowVectorXd o = x.exact.o.row(at), error = x.got.row(at) - o;
+  if (!error.allFinite()) return std::nullopt;
+  const Block& block = head->block;
+  double most = 0;
+  std::optional<Index> key;
+  for (Index j = 0; j < block.count; ++j) {
+    const double p = block.weight[block.pair(from - head->first, j)];
+    if (!(p > 0 && p < 1)) continue;
+    const Eigen::RowVectorXd moved =
+        (o - head->kv->values.row(block.key0 + j).head(o.size())) * (p / (1 - p));
+    const double along = error.dot(moved), share = along * along / moved.squaredNorm();
+    if (!(share > most)) continue;
+    most = share;
+    key = block.key0 + j;
+  }
+  return key;
+}
+
 // The coarser products that LSE fits, and whose errors of O are as large as the candidate's.
 std::vector<Explanation> told_products(Attentions& attentions, const ProjectedAttention& problem,
                                        const AttentionOutput& out, const Contract& strict,
@@ -396,24 +423,29 @@ Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out
                                      : typical_by_bounds(right.rows);
   const double limit = row_limit_of(out.o.dtype, right.got.cols());
   std::vector<RowPlace> failing;
-  for (Index at = 0; at < attentions.rows(); ++at)
-    if (is_wrong(right, at, typical, right.taken[usize(at)], limit, with_lse))
-      failing.push_back(attentions.place(at));
-  Trials<Prediction> trials;
-  for_each_hypothesis([&](const Hypothesis& h) {
-    for_each_parameter(h.parameters, [&](Index parameter) {
-      Alteration a(problem, out, stored);
-      a.unwritten = unwritten;
-      a.failing = failing;
-      if (!h.alter(a, parameter)) return;
-      Prediction x = attentions.predict(a, right.exact);
-      if (same(x, right)) return;
-      const Fits fits = fits_of(x, right, typical_by_bounds(x.rows), out.o.dtype, with_lse);
-      trials.add({h.name, fmt::format(fmt::runtime(h.words), parameter), fits.given.excess(),
-                  std::move(x)});
-    });
-  });
-  Diagnosis d = trials.explain(attentions.rows(), same, [&](Prediction& x, const auto& take) {
+  Index furthest = 0;  // the row that is furthest from typical
+  double distance = 0;
+  for (Index at = 0; at < attentions.rows(); ++at) {
+    const Index from = right.taken[usize(at)];
+    if (!is_wrong(right, at, typical, from, limit, with_lse)) continue;
+    failing.push_back(attentions.place(at));
+    const double s = rms_error(right.got.row(at), right.exact.o.row(at)) / typical.o(from);
+    if (!(s > distance && std::isfinite(s))) continue;
+    distance = s;
+    furthest = at;
+  }
+  const auto attempt = [&](Trials<Prediction>& trials, const Hypothesis& h, Index parameter) {
+    Alteration a(problem, out, stored);
+    a.unwritten = unwritten;
+    a.failing = failing;
+    if (!h.alter(a, parameter)) return;
+    Prediction x = attentions.predict(a, right.exact);
+    if (same(x, right)) return;
+    const Fits fits = fits_of(x, right, typical_by_bounds(x.rows), out.o.dtype, with_lse);
+    trials.add(
+        {h.name, fmt::format(fmt::runtime(h.words), parameter), fits.given.excess(), std::move(x)});
+  };
+  const auto measure = [&](Prediction& x, const auto& take) {
     if (!replicates) {
       take(std::string(), fits_of(x, right, typical_by_bounds(x.rows), out.o.dtype, with_lse));
       return;
@@ -422,7 +454,21 @@ Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out
       if (take(c.name,
                fits_of(x, right, typical_by_replicates(x, c, options), out.o.dtype, with_lse)))
         return;
+  };
+  Trials<Prediction> trials;
+  for_each_hypothesis([&](const Hypothesis& h) {
+    for_each_parameter(h.parameters, [&](Index parameter) { attempt(trials, h, parameter); });
   });
+  Diagnosis d = trials.explain(attentions.rows(), same, measure);
+  if (d.explanations.empty()) {
+    Trials<Prediction> rarer;
+    for (const Hypothesis& h : input_hypotheses()) attempt(rarer, h, 0);
+    if (const std::optional<Index> key = key_of_errors(right, furthest))
+      for (const Hypothesis& h : key_hypotheses()) attempt(rarer, h, *key);
+    Diagnosis found = rarer.explain(attentions.rows(), same, measure);
+    d.explanations = std::move(found.explanations);
+    d.tried += found.tried;
+  }
   if (d.explanations.empty() && replicates && with_lse)
     d.explanations = told_products(attentions, problem, out, ladder.front(), right, options);
   return d;
@@ -454,6 +500,8 @@ std::string sentence_on(const Diagnosis& d) {
 std::vector<std::string_view> hypothesis_names() {
   std::vector<std::string_view> names;
   for_each_hypothesis([&](const Hypothesis& h) { names.push_back(h.name); });
+  for (const std::span<const Hypothesis> table : {input_hypotheses(), key_hypotheses()})
+    for (const Hypothesis& h : table) names.push_back(h.name);
   for (const CoarseProducts& h : coarse_products()) names.push_back(h.name);
   add_gradient_hypotheses(names);
   add_product_hypotheses(names);

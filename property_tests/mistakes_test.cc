@@ -36,6 +36,12 @@ struct Mistake {
   Index tile = 1;          // the last, shorter tile is left out of sums
   Rounding operands = same;
   Rounding weights = same;  // before they meet V or dO
+  // In the forward pass only.
+  Index key = -1;  // is counted so many times
+  double times = 1;
+  bool k_of_head_modulo = false, v_of_head_modulo = false;  // heads of K and V are h mod Hkv
+  bool k_of_batch_zero = false, v_of_batch_zero = false;
+  double bias_times = 1;
 };
 
 // Attention of one row or its gradients, without masks but causality.
@@ -50,11 +56,13 @@ class PlainKernel {
       for (double x : s) top = std::max(top, x);
       std::vector<double> o(usize(s_.value_dim), 0.0);
       for (std::size_t j = 0; j < s.size(); ++j) {
-        const double weight = std::exp(m_.exponent * (s[j] - top));
+        const double times = static_cast<Index>(j) == m_.key ? m_.times : 1;
+        const double weight = times * std::exp(m_.exponent * (s[j] - top));
         sum += weight;
+        const Index g = m_.v_of_head_modulo ? h % s_.kv_heads : h / s_.group();
         for (Index c = 0; c < s_.value_dim; ++c)
           o[usize(c)] += m_.operands(m_.weights(weight)) *
-                         element(p_.v, b, h / s_.group(), static_cast<Index>(j), c);
+                         element(p_.v, m_.v_of_batch_zero ? 0 : b, g, static_cast<Index>(j), c);
       }
       sum += static_cast<double>(m_.zeros_behind) * std::exp(m_.exponent * -top);
       for (Index c = 0; c < s_.value_dim; ++c)
@@ -117,12 +125,14 @@ class PlainKernel {
   // The scores of the keys that the row sees, from the first key on.
   std::vector<double> scores(Index b, Index h, Index i) const {
     const Index end = p_.causal ? std::min(s_.keys, i + p_.offset_of(b) + 1 - m_.early) : s_.keys;
+    const Index g = m_.k_of_head_modulo ? h % s_.kv_heads : h / s_.group();
     std::vector<double> s;
     for (Index j = 0; j < end; ++j) {
       double dot = 0;
       for (Index d = 0; d < s_.dim; ++d)
-        dot += element(p_.q, b, h, i, d) * element(p_.k, b, h / s_.group(), j, d);
+        dot += element(p_.q, b, h, i, d) * element(p_.k, m_.k_of_batch_zero ? 0 : b, g, j, d);
       s.push_back(static_cast<double>(p_.scale) * dot);
+      if (p_.bias) s.back() += m_.bias_times * load(p_.bias, p_.bias.at(b, h, i, j));
     }
     return s;
   }
@@ -187,6 +197,34 @@ TEST(Mistakes, OfForwardKernelsAreNamed) {
           "attention" + (rest.ends_with("thin") ? thin + rest.substr(0, 3) : small + rest);
       const Diagnosis d = diagnosis_of(mistake, line);
       EXPECT_EQ(rank_of(d, cause), 1) << cause << " on " << line << ": " << sentence_on(d);
+    }
+}
+
+// These are tried where no other one fits.
+TEST(Mistakes, RarerOnesAreNamedWithTheirKey) {
+  struct Rare {
+    const char* cause;
+    const char* words;
+    Mistake mistake;
+    const char* fields;
+  };
+  const Rare all[] = {
+      {"key-left-out", "key 17 is left out", {.key = 17, .times = 0}, ""},
+      {"key-twice", "key 30 is counted twice", {.key = 30, .times = 2}, ""},
+      {"k-head-modulo", "reads K of kv head h mod Hkv", {.k_of_head_modulo = true}, ""},
+      {"v-head-modulo", "reads V of kv head h mod Hkv", {.v_of_head_modulo = true}, ""},
+      {"k-batch-zero", "reads K of the first", {.k_of_batch_zero = true}, ""},
+      {"v-batch-zero", "reads V of the first", {.v_of_batch_zero = true}, ""},
+      {"bias-twice", "is added twice", {.bias_times = 2}, "bias=normal"},
+      {"key-left-out", "key 17 is left out", {.key = 17, .times = 0}, "bias=normal"},
+  };
+  for (const Rare& rare : all)
+    for (const std::string dtype : {"f32", "f16", "bf16"}) {
+      const std::string line =
+          "attention b=2 h=4/2 l=20x50 d=16 dtype=" + dtype + " " + rare.fields;
+      const Diagnosis d = diagnosis_of(rare.mistake, line);
+      EXPECT_EQ(rank_of(d, rare.cause), 1) << rare.cause << " on " << line;
+      EXPECT_THAT(sentence_on(d), testing::HasSubstr(rare.words)) << line;
     }
 }
 

@@ -120,6 +120,8 @@ def failure_text(name: str, result: Dict[str, Any], again: str) -> str:
             f"  proved: {result['elements']['outside']} of {_compared(result)} elements "
             f"outside, under {result['contract']}",
         ]
+    if result.get("differs") and result["outcome"] == "fail":
+        lines.append(f"  judged under {', '.join(result['differs'])}, which nobody declared")
     if cause := cause_of(result):
         lines.append(f"  {cause}")
     if result.get("shrunk"):

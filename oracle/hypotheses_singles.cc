@@ -1,0 +1,94 @@
+#include <cmath>
+#include <numbers>
+
+#include "oracle/alteration.h"
+
+namespace assay {
+namespace {
+
+// Adds `bias` to the score of a key.
+bool add_to_key(Alteration& a, Index key, double bias) {
+  Attention& p = a.problem;
+  if (p.bias) {
+    const TensorView from = p.bias;
+    return replace(a, p.bias, p.shape.pair_extents(), [&](Index b, Index h, Index i, Index j) {
+      return load(from, from.at(b, h, i, j)) + (j == key ? bias : 0);
+    });
+  }
+  const auto of_key = [&](Index, Index, Index, Index j) { return j == key ? bias : 0; };
+  if (!replace(a, p.bias, {1, 1, 1, p.shape.keys}, of_key)) return false;
+  p.bias.shape = p.shape.pair_extents();
+  p.bias.stride = {0, 0, 0, 1};
+  return true;
+}
+
+// Gives each query head a K and a V of its own: those of the kv heads key_head(h) and
+// value_head(h).
+bool read_heads(Alteration& a, Index (*key_head)(const AttentionShape&, Index h),
+                Index (*value_head)(const AttentionShape&, Index h)) {
+  ProjectedAttention& p = a.problem;
+  const AttentionShape s = p.shape;
+  if (p.projection || s.kv_heads == 1) return false;
+  const auto read = [&](TensorView& t, Index columns, auto head) {
+    const TensorView from = t;
+    return replace(a, t, {s.batch, s.query_heads, s.keys, columns},
+                   [&](Index b, Index h, Index j, Index d) {
+                     return load(from, from.at(b, head(s, h), j, d));
+                   });
+  };
+  if (!read(p.k, s.dim, key_head) || !read(p.v, s.value_dim, value_head)) return false;
+  p.shape.kv_heads = s.query_heads;
+  a.key_head = [](Index h) { return h; };
+  return true;
+}
+
+Index own(const AttentionShape& s, Index h) { return h / s.group(); }
+Index modulo(const AttentionShape& s, Index h) { return h % s.kv_heads; }
+
+constexpr Hypothesis of_inputs[] = {
+    {"k-head-modulo", "query head h reads K of kv head h mod Hkv, and V of its own",
+     [](Alteration& a, Index) {
+       return a.problem.shape.group() > 1 && read_heads(a, modulo, own);
+     }},
+    {"v-head-modulo", "query head h reads V of kv head h mod Hkv, and K of its own",
+     [](Alteration& a, Index) {
+       return a.problem.shape.group() > 1 && read_heads(a, own, modulo);
+     }},
+    {"k-batch-zero", "every batch element reads K of the first, and V of its own",
+     [](Alteration& a, Index) {
+       ProjectedAttention& p = a.problem;
+       p.k.stride[0] = p.projection.k_absolute.stride[0] = 0;
+       return p.shape.batch > 1;
+     }},
+    {"v-batch-zero", "every batch element reads V of the first, and K of its own",
+     [](Alteration& a, Index) {
+       ProjectedAttention& p = a.problem;
+       p.v.stride[0] = p.projection.v_absolute.stride[0] = 0;
+       return p.shape.batch > 1;
+     }},
+    {"bias-twice", "the additive mask is added twice",
+     [](Alteration& a, Index) {
+       Attention& p = a.problem;
+       const TensorView from = p.bias;
+       return p.bias && !p.finite_min_masks &&
+              replace(a, p.bias, p.shape.pair_extents(), [&](Index b, Index h, Index i, Index j) {
+                return 2 * load(from, from.at(b, h, i, j));
+              });
+     }},
+};
+
+constexpr Hypothesis of_keys[] = {
+    {"key-left-out", "key {} is left out",
+     [](Alteration& a, Index key) {
+       return add_to_key(a, key, -std::numeric_limits<double>::infinity());
+     }},
+    {"key-twice", "key {} is counted twice",
+     [](Alteration& a, Index key) { return add_to_key(a, key, std::numbers::ln2); }},
+};
+
+}  // namespace
+
+std::span<const Hypothesis> input_hypotheses() { return of_inputs; }
+std::span<const Hypothesis> key_hypotheses() { return of_keys; }
+
+}  // namespace assay
