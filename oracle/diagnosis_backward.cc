@@ -1,6 +1,7 @@
 // The known faults of gradients. The altered gradients of a group of heads are sums in fp64 over
 // the weights of the reference, with the L and D that a kernel reads.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <cmath>
 #include <functional>
@@ -483,6 +484,88 @@ bool same(const GroupSums& a, const GroupSums& b) {
   return true;
 }
 
+// What may stand where right gradients should. What it is in particular is read from the
+// candidate's own numbers.
+class Written {
+ public:
+  Written(const EvidenceGroup& group, const GroupSums& right, const AttentionShape& s)
+      : group_(group), right_(right), s_(s) {
+    for (const GradientRows& g : group.gradients) got_.push_back(g.exact + g.error);
+  }
+
+  // Calls take(name, words, sums) for each.
+  template <class Take>
+  void for_each(const Take& take) const {
+    const auto tell = [&](std::string_view name, const auto& change) {
+      GroupSums x = right_;
+      std::vector<std::string> told;
+      for (std::size_t n = 0; n < 3; ++n)
+        if (std::string words = change(n, x); !words.empty()) told.push_back(std::move(words));
+      if (!told.empty()) take(name, fmt::format("{}", fmt::join(told, ", ")), std::move(x));
+    };
+    tell("gradient-factor", [&](std::size_t n, GroupSums& x) { return scale(n, x); });
+    tell("gradient-rows-zero", [&](std::size_t n, GroupSums& x) { return clear_tail(n, x); });
+    tell("gradient-rows-stale", [&](std::size_t n, GroupSums& x) { return repeat_rows(n, x); });
+    if (s_.dim != s_.value_dim) return;
+    GroupSums x = right_;
+    std::swap(x.value[1], x.value[2]);
+    std::swap(x.gauge[1], x.gauge[2]);
+    take("key-gradients-exchanged", "dK and dV are exchanged", std::move(x));
+  }
+
+ private:
+  std::string_view output(std::size_t n) const { return name_of(group_.gradients[n].output); }
+
+  // The factor with the least squares of errors.
+  std::string scale(std::size_t n, GroupSums& x) const {
+    const RowMajor& right = right_.value[n];
+    const double factor = got_[n].cwiseProduct(right).sum() / right.squaredNorm();
+    constexpr double least = 1e-3;
+    if (!(std::fabs(factor - 1) > least) || !std::isfinite(factor)) return {};
+    x.value[n] *= factor;
+    x.gauge[n] *= std::fabs(factor);
+    if (std::fabs(factor) < least) return fmt::format("{} is 0", output(n));
+    return fmt::format("{} is {:.3g} times what it should be", output(n), factor);
+  }
+
+  bool is_zero(std::size_t n, Index r) const {
+    constexpr double rounding_of_the_difference = 1e-9;
+    return got_[n].row(r).norm() <= rounding_of_the_difference * right_.value[n].row(r).norm();
+  }
+
+  // The rows behind the last one that is not 0 in any head.
+  std::string clear_tail(std::size_t n, GroupSums& x) const {
+    const Index rows = n == 0 ? s_.rows : s_.keys, all = got_[n].rows();
+    Index first = 0;
+    for (Index r = 0; r < all; ++r)
+      if (!is_zero(n, r)) first = std::max(first, r % rows + 1);
+    if (first == 0 || first == rows) return {};
+    for (Index r = 0; r < all; ++r)
+      if (r % rows >= first) x.value[n].row(r).setZero(), x.gauge[n](r) = 0;
+    return fmt::format("{} of {} {} and on is 0", output(n), n == 0 ? "row" : "key", first);
+  }
+
+  std::string repeat_rows(std::size_t n, GroupSums& x) const {
+    const Eigen::VectorXd& bound = group_.gradients[n].bound;
+    const Index rows = n == 0 ? s_.rows : s_.keys;
+    Index count = 0;
+    for (Index r = 0; r < got_[n].rows(); ++r) {
+      if (r % rows == 0 || rms_error(got_[n].row(r), right_.value[n].row(r)) <= bound(r)) continue;
+      x.value[n].row(r) = right_.value[n].row(r - 1);
+      x.gauge[n](r) = right_.gauge[n](r - 1);
+      ++count;
+    }
+    if (count == 0) return {};
+    return fmt::format("the wrong {} of {} hold the one before", n == 0 ? "rows" : "keys",
+                       output(n));
+  }
+
+  const EvidenceGroup& group_;
+  const GroupSums& right_;
+  const AttentionShape& s_;
+  std::vector<RowMajor> got_;
+};
+
 // The coarser arithmetics whose errors are as large as the candidate's.
 std::vector<Explanation> coarser_arithmetics(const Attention& problem, const AttentionOutput& o,
                                              const EvidenceGroup& group, const GradientSums& sums,
@@ -513,6 +596,9 @@ std::vector<Explanation> coarser_arithmetics(const Attention& problem, const Att
 void add_gradient_hypotheses(std::vector<std::string_view>& names) {
   for (const GradientHypothesis& h : hypotheses) names.push_back(h.name);
   for (const CoarseGradients& h : coarse_gradients) names.push_back(h.name);
+  for (const std::string_view name :
+       {"gradient-factor", "gradient-rows-zero", "gradient-rows-stale", "key-gradients-exchanged"})
+    names.push_back(name);
 }
 
 Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInput& input,
@@ -568,7 +654,7 @@ Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInp
       t = replicate(group, ladder[rung], replicate_count, options.seed, options.threads);
     return t;
   };
-  Diagnosis d = trials.explain(rows, same, [&](const GroupSums& x, const auto& take) {
+  const auto measure = [&](const GroupSums& x, const auto& take) {
     if (problem.q.dtype == Dtype::f64) {
       take(std::string(), fits_of(group, right, x, bounds));
       return;
@@ -578,7 +664,18 @@ Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInp
       if (take(ladder[n].name, fits_of(group, right, x, {t.sigma[0], t.sigma[1], t.sigma[2]})))
         return;
     }
-  });
+  };
+  Diagnosis d = trials.explain(rows, same, measure);
+  if (d.explanations.empty()) {
+    Trials<GroupSums> written;
+    Written(group, right, s).for_each([&](std::string_view name, std::string words, GroupSums x) {
+      const double distance = fits_of(group, right, x, bounds).given.excess();
+      written.add({name, std::move(words), distance, std::move(x)});
+    });
+    Diagnosis found = written.explain(rows, same, measure);
+    d.explanations = std::move(found.explanations);
+    d.tried += found.tried;
+  }
   if (d.explanations.empty() && problem.q.dtype != Dtype::f64)
     d.explanations = coarser_arithmetics(problem, {input.o, input.lse}, group, sums, right,
                                          ladder.front(), typical_of(0));

@@ -160,7 +160,10 @@ Diagnosis diagnosis_of(const Mistake& mistake, const std::string& line) {
   return diagnose(in.problem, out.view(), nullptr, v, options);
 }
 
-Diagnosis diagnosis_of_gradients(const Mistake& mistake, const std::string& line) {
+using ChangeGradients = std::function<void(const GradientOutputs&)>;
+
+Diagnosis diagnosis_of_gradients(const Mistake& mistake, const std::string& line,
+                                 const ChangeGradients& change = {}) {
   const Case c = parse_case(line);
   const Inputs in(c);
   const Outputs forward(c, true, Surroundings::bands);
@@ -168,6 +171,7 @@ Diagnosis diagnosis_of_gradients(const Mistake& mistake, const std::string& line
   const AttentionBackwardInput input{forward.o.view(), forward.lse.view(), in.d_o.view()};
   const GradientOutputs out(c, in);
   PlainKernel(in.problem, mistake).backward(input, out.view());
+  if (change) change(out);
   JudgeOptions options;
   options.evidence = EvidenceRule::fail;
   const Verdict v = judge_backward_by_ladder(in.problem, input, out.view(), options);
@@ -244,6 +248,62 @@ TEST(Mistakes, OfGradientsAreNamed) {
           "backward" + (rest.ends_with("thin") ? thin + rest.substr(0, 3) : small + rest);
       const Diagnosis d = diagnosis_of_gradients(mistake, line);
       EXPECT_EQ(rank_of(d, cause), 1) << cause << " on " << line << ": " << sentence_on(d);
+    }
+}
+
+// Sets every element to f(its value, row, column).
+void change_elements(const Tensor& t, const std::function<double(double, Index, Index)>& f) {
+  const TensorView& v = t.view();
+  for_each_index(v.shape, [&](Index b, Index h, Index i, Index d) {
+    const Index at = v.at(b, h, i, d);
+    store(v, at, f(load(v, at), i, d));
+  });
+}
+
+TEST(Mistakes, WhatStandsInPlaceOfGradientsIsNamed) {
+  struct Wrong {
+    const char* cause;
+    const char* words;
+    ChangeGradients change;
+  };
+  const auto times = [](double factor) {
+    return [=](double x, Index, Index) { return factor * x; };
+  };
+  const Wrong all[] = {
+      {"gradient-factor", "dK is -1 times what it should be",
+       [&](const GradientOutputs& out) { change_elements(out.dk, times(-1)); }},
+      {"gradient-factor", "dQ is 2 times what it should be, dV is 0.5 times what it should be",
+       [&](const GradientOutputs& out) {
+         change_elements(out.dq, times(2));
+         change_elements(out.dv, times(0.5));
+       }},
+      {"gradient-factor", "dV is 0",
+       [&](const GradientOutputs& out) { change_elements(out.dv, times(0)); }},
+      {"gradient-rows-zero", "dV of key 41 and on is 0",
+       [&](const GradientOutputs& out) {
+         change_elements(out.dv, [](double x, Index j, Index) { return j < 41 ? x : 0; });
+       }},
+      {"gradient-rows-stale", "the wrong rows of dQ hold the one before",
+       [&](const GradientOutputs& out) {
+         const TensorView& v = out.dq.view();
+         for (Index d = 0; d < v.shape[3]; ++d)
+           store(v, v.at(0, 1, 12, d), load(v, v.at(0, 1, 11, d)));
+       }},
+      {"key-gradients-exchanged", "dK and dV are exchanged",
+       [&](const GradientOutputs& out) {
+         const TensorView &k = out.dk.view(), &v = out.dv.view();
+         for_each_index(k.shape, [&](Index b, Index h, Index j, Index d) {
+           const double x = load(k, k.at(b, h, j, d));
+           store(k, k.at(b, h, j, d), load(v, v.at(b, h, j, d)));
+           store(v, v.at(b, h, j, d), x);
+         });
+       }},
+  };
+  for (const Wrong& wrong : all)
+    for (const std::string dtype : {"f32", "f16", "bf16"}) {
+      const Diagnosis d = diagnosis_of_gradients({}, "backward" + small + dtype, wrong.change);
+      EXPECT_EQ(rank_of(d, wrong.cause), 1) << wrong.cause << " in " << dtype;
+      EXPECT_THAT(sentence_on(d), testing::HasSubstr(wrong.words)) << dtype;
     }
 }
 
