@@ -7,6 +7,7 @@
 #include <limits>
 #include <optional>
 
+#include "oracle/alteration.h"
 #include "oracle/diagnosis.h"
 #include "oracle/explain.h"
 #include "oracle/low_bit_operands.h"
@@ -40,8 +41,12 @@ struct AlteredProduct {
   std::function<double(const ProductReading&, Index k, Index n)> code;
   std::function<double(const ProductReading&, Index t, Index n)> scale;
   std::function<double(const ProductReading&, double x, Index m, Index n)> output;
-  double tensor_scale = 1;     // a factor
-  Index k_end;                 // terms from here on are left out
+  double (*activation)(double) = nullptr;  // what is read of an element of A
+  double tensor_scale = 1;                 // a factor
+  double factor = 1;                       // of C
+  Index k_end;                             // terms from here on are left out
+  Index term = -1;                         // is counted so many times
+  double times = 1;
   std::optional<Dtype> total;  // the sum over groups is rounded to it after each group
 };
 
@@ -272,6 +277,57 @@ constexpr ProductHypothesis hypotheses[] = {
      }},
 };
 
+bool shift_columns(AlteredProduct& a, const ProductReading& r, Index by) {
+  const auto column = [=](const ProductReading& of, Index n) {
+    return (n + by + of.w.count) % of.w.count;
+  };
+  a.code = [=](const ProductReading& of, Index k, Index n) { return of.code(k, column(of, n)); };
+  a.scale = [=](const ProductReading& of, Index t, Index n) { return of.scale(t, column(of, n)); };
+  return r.w.count > 1;
+}
+
+constexpr Index depths[] = {8, 16, 32, 64, 128};
+
+// These are rarer, and are tried where none of those above fits.
+constexpr ProductHypothesis rarer_hypotheses[] = {
+    {"scale-of-group-behind",
+     "every group has the scale of the one before, the first that of the last",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.scale = [](const ProductReading& of, Index t, Index n) {
+         return of.scale((t + of.w.groups - 1) % of.w.groups, n);
+       };
+       return r.has_scales() && r.w.groups > 1;
+     }},
+    {"columns-shifted", "every column holds the one before, the first the last",
+     [](AlteredProduct& a, const ProductReading& r, Index) { return shift_columns(a, r, -1); }},
+    {"columns-shifted", "every column holds the next one, the last the first",
+     [](AlteredProduct& a, const ProductReading& r, Index) { return shift_columns(a, r, 1); }},
+    {"last-terms-dropped", "the last {} terms of each sum are dropped",
+     [](AlteredProduct& a, const ProductReading&, Index count) {
+       a.k_end -= count;
+       return a.k_end > 0;
+     },
+     depths},
+    {"activations-in-bf16", "A is rounded to bf16",
+     [](AlteredProduct& a, const ProductReading&, Index) {
+       a.activation = [](double x) { return round_to(Dtype::bf16, x); };
+       return true;
+     }},
+    {"activations-in-bf16", "A is cast to bf16 by truncation",
+     [](AlteredProduct& a, const ProductReading&, Index) {
+       return a.activation = &truncated_to_bf16, true;
+     }},
+    {"activations-in-half", "A is rounded to f16",
+     [](AlteredProduct& a, const ProductReading&, Index) {
+       a.activation = [](double x) { return round_to(Dtype::f16, x); };
+       return true;
+     }},
+    {"activations-in-tf32", "A is truncated to TF32",
+     [](AlteredProduct& a, const ProductReading&, Index) {
+       return a.activation = &truncated_to_tf32, true;
+     }},
+};
+
 // C in the rows and columns of the sample.
 RowMajor product_of(const ProductReading& r, const AlteredProduct& a, const ProductSample& s) {
   const Index columns = std::ssize(s.columns);
@@ -285,14 +341,19 @@ RowMajor product_of(const ProductReading& r, const AlteredProduct& a, const Prod
                 (a.scale ? a.scale(r, t, n) : r.scale(t, n)) * factor;
     }
   }
+  if (a.term >= 0) w.row(a.term) *= a.times;
+  RowMajor read;
+  if (a.activation) read = s.a.unaryExpr(a.activation);
+  const RowMajor& activations = a.activation ? read : s.a;
   // Sums that are not rounded can be added up in any order.
   const Index step = a.total ? r.w.step : a.k_end;
   RowMajor c = RowMajor::Zero(s.a.rows(), columns);
   for (Index k = 0, count; k < a.k_end; k += count) {
     count = std::min(step, a.k_end - k);
-    c += s.a.middleCols(k, count) * w.middleRows(k, count);
+    c += activations.middleCols(k, count) * w.middleRows(k, count);
     if (a.total) c = c.unaryExpr([&](double x) { return factor * round_to(*a.total, x / factor); });
   }
+  c *= a.factor;
   for (double& x : std::span(c.data(), usize(c.size())))
     if (std::fabs(x) >= overflow_threshold(s.out))
       x = std::copysign(std::numeric_limits<double>::infinity(), x);
@@ -334,10 +395,50 @@ Fits fits_of(const ProductSample& s, const RowMajor& got, const RowMajor& right,
   return fits;
 }
 
+// The share of each term a_k w_k in the errors e, by least squares: (sum e a_k w_k) / (sum (a_k
+// w_k)^2) over the sample. Returns the term whose share explains most of the errors, and the share.
+std::optional<std::pair<Index, double>> term_of_errors(const ProductSample& s,
+                                                       const RowMajor& errors) {
+  if (!errors.allFinite()) return std::nullopt;
+  std::optional<std::pair<Index, double>> found;
+  double most = 0;
+  for (Index k = 0; k < s.a.cols(); ++k) {
+    const RowMajor term = s.a.col(k) * s.w.row(k);
+    const double along = errors.cwiseProduct(term).sum(), square = term.squaredNorm();
+    if (!(along * along / square > most)) continue;
+    most = along * along / square;
+    found = {k, along / square};
+  }
+  return found;
+}
+
+// What is read from the candidate's own numbers: a factor of C, a term.
+template <class Attempt>
+void attempt_written(const ProductSample& s, const RowMajor& got, const RowMajor& right,
+                     const AlteredProduct& unaltered, const Attempt& attempt) {
+  constexpr double least = 1e-3;
+  AlteredProduct scaled = unaltered;
+  scaled.factor = got.cwiseProduct(right).sum() / right.squaredNorm();
+  if (std::isfinite(scaled.factor) && std::fabs(scaled.factor - 1) > least)
+    attempt("product-factor", fmt::format("C is {:.3g} times what it should be", scaled.factor),
+            scaled);
+  const auto term = term_of_errors(s, got - right);
+  if (!term) return;
+  AlteredProduct counted = unaltered;
+  counted.term = term->first;
+  counted.times = term->second > 0 ? 2 : 0;
+  attempt(
+      "term-counted",
+      fmt::format("term {} is {}", term->first, term->second > 0 ? "counted twice" : "left out"),
+      counted);
+}
+
 }  // namespace
 
 void add_product_hypotheses(std::vector<std::string_view>& names) {
   for (const ProductHypothesis& h : hypotheses) names.push_back(h.name);
+  for (const ProductHypothesis& h : rarer_hypotheses) names.push_back(h.name);
+  for (const std::string_view name : {"product-factor", "term-counted"}) names.push_back(name);
 }
 
 Diagnosis diagnose_product(const Product& p, const TensorView& c, const ProductContract* contract,
@@ -366,21 +467,39 @@ Diagnosis diagnose_product(const Product& p, const TensorView& c, const ProductC
     }
     return typical[n];
   };
-  Trials<ProductPrediction> trials;
-  for (const ProductHypothesis& h : hypotheses)
+  const auto trial = [&](Trials<ProductPrediction>& trials, std::string_view name,
+                         std::string words, const AlteredProduct& a) {
+    ProductPrediction x{product_of(reading, a, sample)};
+    if (same(x, right)) return;
+    const double distance =
+        fits_of(sample, got, right.exact, typical_of(0), x.exact).given.excess();
+    trials.add({name, std::move(words), distance, std::move(x)});
+  };
+  const auto attempt = [&](Trials<ProductPrediction>& trials, const ProductHypothesis& h) {
     for_each_parameter(h.parameters, [&](Index parameter) {
       AlteredProduct a = unaltered;
-      if (!h.alter(a, reading, parameter)) return;
-      ProductPrediction x{product_of(reading, a, sample)};
-      if (same(x, right)) return;
-      const double distance =
-          fits_of(sample, got, right.exact, typical_of(0), x.exact).given.excess();
-      trials.add({h.name, fmt::format(fmt::runtime(h.words), parameter), distance, std::move(x)});
+      if (h.alter(a, reading, parameter))
+        trial(trials, h.name, fmt::format(fmt::runtime(h.words), parameter), a);
     });
-  return trials.explain(got.rows(), same, [&](const ProductPrediction& x, const auto& take) {
+  };
+  const auto measure = [&](const ProductPrediction& x, const auto& take) {
     for (std::size_t n = 0; n < ladder.size(); ++n)
       if (take(ladder[n].name, fits_of(sample, got, right.exact, typical_of(n), x.exact))) return;
-  });
+  };
+  Trials<ProductPrediction> trials;
+  for (const ProductHypothesis& h : hypotheses) attempt(trials, h);
+  Diagnosis d = trials.explain(got.rows(), same, measure);
+  if (!d.explanations.empty()) return d;
+  Trials<ProductPrediction> rarer;
+  for (const ProductHypothesis& h : rarer_hypotheses) attempt(rarer, h);
+  attempt_written(sample, got, right.exact, unaltered,
+                  [&](std::string_view name, std::string words, const AlteredProduct& a) {
+                    trial(rarer, name, std::move(words), a);
+                  });
+  const Index before = d.tried;
+  d = rarer.explain(got.rows(), same, measure);
+  d.tried += before;
+  return d;
 }
 
 }  // namespace assay

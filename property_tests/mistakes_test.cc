@@ -307,5 +307,88 @@ TEST(Mistakes, WhatStandsInPlaceOfGradientsIsNamed) {
     }
 }
 
+// A is M x K, W is K x N, C is M x N; all are row-major.
+using Numbers = std::vector<double>;
+
+Diagnosis diagnosis_of_product(const std::string& line,
+                               const std::function<void(Numbers& a, Numbers& w)>& before,
+                               const std::function<void(Numbers& c)>& after) {
+  const Case k = parse_case(line);
+  const ProductInputs in(k);
+  const Product& p = in.problem;
+  Numbers a = decode_activations(p), w = decode_weights(p.w), c(usize(p.m * p.n), 0.0);
+  if (before) before(a, w);
+  for (Index m = 0; m < p.m; ++m)
+    for (Index t = 0; t < p.k; ++t)
+      for (Index n = 0; n < p.n; ++n)
+        c[usize(m * p.n + n)] += a[usize(m * p.k + t)] * w[usize(t * p.n + n)];
+  if (after) after(c);
+  const ProductOutput out(k, Surroundings::bands);
+  const TensorView& v = out.c.view();
+  for_each_index(v.shape, [&](Index, Index, Index m, Index n) {
+    store(v, v.at(0, 0, m, n), c[usize(m * p.n + n)]);
+  });
+  JudgeOptions options;
+  options.evidence = EvidenceRule::fail;
+  const Verdict verdict = judge_product_by_ladder(p, v, options);
+  EXPECT_EQ(verdict.outcome, Outcome::fail) << line;
+  return diagnose_product(p, v, nullptr, verdict, options);
+}
+
+TEST(Mistakes, OfProductsAreNamed) {
+  constexpr Index rows = 20, depth = 128, columns = 40;
+  struct Wrong {
+    const char* cause;
+    const char* words;
+    std::function<void(Numbers&, Numbers&)> before;
+    std::function<void(Numbers&)> after;
+  };
+  const auto of_a = [](const std::function<double(double, Index k)>& f) {
+    return [=](Numbers& a, Numbers&) {
+      for (std::size_t e = 0; e < a.size(); ++e) a[e] = f(a[e], static_cast<Index>(e) % depth);
+    };
+  };
+  const auto times = [](double factor) {
+    return [=](Numbers& c) {
+      for (double& x : c) x *= factor;
+    };
+  };
+  const Wrong all[] = {
+      {"product-factor", "C is -1 times what it should be", {}, times(-1)},
+      {"product-factor", "C is 1.25 times what it should be", {}, times(1.25)},
+      {"term-counted",
+       "term 77 is left out",
+       of_a([](double x, Index k) { return k == 77 ? 0 : x; }),
+       {}},
+      {"term-counted",
+       "term 5 is counted twice",
+       of_a([](double x, Index k) { return k == 5 ? 2 * x : x; }),
+       {}},
+      {"last-terms-dropped",
+       "the last 16 terms of each sum are dropped",
+       of_a([](double x, Index k) { return k < depth - 16 ? x : 0; }),
+       {}},
+      {"activations-in-bf16",
+       "A is rounded to bf16",
+       of_a([](double x, Index) { return round_to(Dtype::bf16, x); }),
+       {}},
+      {"columns-shifted",
+       "every column holds the one before",
+       {},
+       [](Numbers& c) {
+         for (Index m = 0; m < rows; ++m) {
+           const auto row = c.begin() + m * columns;
+           std::rotate(row, row + columns - 1, row + columns);
+         }
+       }},
+  };
+  for (const Wrong& wrong : all) {
+    const Diagnosis d = diagnosis_of_product("product m=20 n=40 k=128 dtype=f32 w=int8:32",
+                                             wrong.before, wrong.after);
+    EXPECT_EQ(rank_of(d, wrong.cause), 1) << wrong.words;
+    EXPECT_THAT(sentence_on(d), testing::HasSubstr(wrong.words));
+  }
+}
+
 }  // namespace
 }  // namespace assay
