@@ -359,6 +359,53 @@ void for_each_hypothesis(const Visit& visit) {
     for (const Hypothesis& h : table) visit(h);
 }
 
+// What may stand where a right O should, and is read from the candidate's own numbers. Calls
+// take(name, words, prediction) for each.
+template <class Take>
+void for_each_written(const Prediction& right, const Take& take) {
+  const RowMajor &got = right.got, &exact = right.exact.o;
+  const Index columns = got.cols();
+  const auto tell = [&](std::string_view name, std::string words, RowMajor o) {
+    Prediction x = right;
+    x.exact.o = std::move(o);
+    take(name, std::move(words), std::move(x));
+  };
+  // The factor with the least squares of errors, of each row. Few columns would follow any factor.
+  constexpr double least = 1e-3, same_factor = 0.02;
+  constexpr Index fewest_columns = 8;
+  RowMajor scaled = exact;
+  double low = inf, high = -inf;
+  for (Index r = 0; r < got.rows(); ++r) {
+    const double factor = got.row(r).dot(exact.row(r)) / exact.row(r).squaredNorm();
+    if (!(std::fabs(factor - 1) > least) || !std::isfinite(factor)) continue;
+    scaled.row(r) *= factor;
+    low = std::min(low, factor);
+    high = std::max(high, factor);
+  }
+  if (low <= high && columns >= fewest_columns) {
+    std::string words = fmt::format(
+        "wrong rows of O are right but for a factor of their own, from {:.3g} to {:.3g}", low,
+        high);
+    const double largest = std::max(std::fabs(low), std::fabs(high));
+    if (largest < least) words = "O of the wrong rows is 0";
+    else if (high - low < same_factor * largest)
+      words = fmt::format("wrong rows of O are {:.3g} times what they should be", (low + high) / 2);
+    tell("output-factor", std::move(words), scaled);
+  }
+  Index zeros = columns;
+  while (zeros > 0 && got.col(zeros - 1).isZero(0)) --zeros;
+  if (zeros > 0 && zeros < columns) {
+    RowMajor cut = exact;
+    cut.rightCols(columns - zeros).setZero();
+    tell("output-columns-zero", fmt::format("O of column {} and on is 0", zeros), cut);
+  }
+  if (columns % 2 == 0) {
+    RowMajor halves(exact.rows(), columns);
+    halves << exact.rightCols(columns / 2), exact.leftCols(columns / 2);
+    tell("output-halves-exchanged", "the halves of the columns of O are exchanged", halves);
+  }
+}
+
 // The key whose missing weight p_j explains most of a row's errors e: without it O would move by
 // d_j = -p_j (v_j - O) / (1 - p_j), and e has the share (e d_j)^2 / (d_j d_j) along it. Nothing if
 // the errors are not numbers.
@@ -465,6 +512,10 @@ Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out
     for (const Hypothesis& h : input_hypotheses()) attempt(rarer, h, 0);
     if (const std::optional<Index> key = key_of_errors(right, furthest))
       for (const Hypothesis& h : key_hypotheses()) attempt(rarer, h, *key);
+    for_each_written(right, [&](std::string_view name, std::string words, Prediction x) {
+      const Fits fits = fits_of(x, right, typical_by_bounds(x.rows), out.o.dtype, with_lse);
+      rarer.add({name, std::move(words), fits.given.excess(), std::move(x)});
+    });
     Diagnosis found = rarer.explain(attentions.rows(), same, measure);
     d.explanations = std::move(found.explanations);
     d.tried += found.tried;
@@ -502,6 +553,9 @@ std::vector<std::string_view> hypothesis_names() {
   for_each_hypothesis([&](const Hypothesis& h) { names.push_back(h.name); });
   for (const std::span<const Hypothesis> table : {input_hypotheses(), key_hypotheses()})
     for (const Hypothesis& h : table) names.push_back(h.name);
+  for (const std::string_view name :
+       {"output-factor", "output-columns-zero", "output-halves-exchanged"})
+    names.push_back(name);
   for (const CoarseProducts& h : coarse_products()) names.push_back(h.name);
   add_gradient_hypotheses(names);
   add_product_hypotheses(names);

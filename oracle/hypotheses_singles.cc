@@ -45,6 +45,13 @@ bool read_heads(Alteration& a, Index (*key_head)(const AttentionShape&, Index h)
 Index own(const AttentionShape& s, Index h) { return h / s.group(); }
 Index modulo(const AttentionShape& s, Index h) { return h % s.kv_heads; }
 
+// O of each row is that of the row from(s, its place); LSE is its own.
+bool o_comes_from(Alteration& a, RowPlace (*from)(const AttentionShape&, const RowPlace&)) {
+  a.of_lse = false;
+  a.source = [from, s = a.problem.shape](const RowPlace& at) { return from(s, at); };
+  return true;
+}
+
 constexpr Hypothesis of_inputs[] = {
     {"k-head-modulo", "query head h reads K of kv head h mod Hkv, and V of its own",
      [](Alteration& a, Index) {
@@ -65,6 +72,41 @@ constexpr Hypothesis of_inputs[] = {
        ProjectedAttention& p = a.problem;
        p.v.stride[0] = p.projection.v_absolute.stride[0] = 0;
        return p.shape.batch > 1;
+     }},
+    {"heads-exchanged", "pairs of heads have each other's O",
+     [](Alteration& a, Index) {
+       return a.problem.shape.query_heads % 2 == 0 &&
+              o_comes_from(a, [](const AttentionShape&, const RowPlace& at) {
+                return RowPlace{at.b, at.h ^ 1, at.row};
+              });
+     }},
+    {"batches-reversed", "batch elements have O in reverse order",
+     [](Alteration& a, Index) {
+       return a.problem.shape.batch > 1 &&
+              o_comes_from(a, [](const AttentionShape& s, const RowPlace& at) {
+                return RowPlace{s.batch - 1 - at.b, at.h, at.row};
+              });
+     }},
+    {"rows-reversed", "rows have O in reverse order",
+     [](Alteration& a, Index) {
+       return a.problem.shape.rows > 1 &&
+              o_comes_from(a, [](const AttentionShape& s, const RowPlace& at) {
+                return RowPlace{at.b, at.h, s.rows - 1 - at.row};
+              });
+     }},
+    {"heads-inside-rows", "O is written with the heads of a row side by side, as [row][head]",
+     [](Alteration& a, Index) {
+       return o_comes_from(a, [](const AttentionShape& s, const RowPlace& at) {
+         const Index place = at.h * s.rows + at.row;
+         return RowPlace{at.b, place % s.query_heads, place / s.query_heads};
+       });
+     }},
+    {"rows-inside-heads", "O is written with the rows of a head side by side, as [head][row]",
+     [](Alteration& a, Index) {
+       return o_comes_from(a, [](const AttentionShape& s, const RowPlace& at) {
+         const Index place = at.row * s.query_heads + at.h;
+         return RowPlace{at.b, place / s.rows, place % s.rows};
+       });
      }},
     {"bias-twice", "the additive mask is added twice",
      [](Alteration& a, Index) {

@@ -3,10 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -148,16 +150,90 @@ struct Made {
   std::vector<std::string> lines;
 };
 
-Diagnosis diagnosis_of(const Mistake& mistake, const std::string& line) {
+using ChangeO = std::function<void(const TensorView& o)>;
+
+Diagnosis diagnosis_of(const Mistake& mistake, const std::string& line,
+                       const ChangeO& change = {}) {
   const Case c = parse_case(line);
   const Inputs in(c);
   const Outputs out(c, true, Surroundings::bands);
   PlainKernel(in.problem, mistake).forward(out.view());
+  if (change) change(out.view().o);
   JudgeOptions options;
   options.evidence = EvidenceRule::fail;
   const Verdict v = judge_by_ladder(in.problem, out.view(), 64, options);
   EXPECT_EQ(v.outcome, Outcome::fail) << line;
   return diagnose(in.problem, out.view(), nullptr, v, options);
+}
+
+// Gives every element of O the value f(b, h, i, c) of the right O, read by the argument of f.
+using ReadO = std::function<double(Index b, Index h, Index i, Index c)>;
+ChangeO element_by_element(
+    const std::function<double(const ReadO&, Index b, Index h, Index i, Index c)>& f) {
+  return [=](const TensorView& o) {
+    std::map<std::array<Index, 4>, double> before;
+    for_each_index(o.shape, [&](Index b, Index h, Index i, Index c) {
+      before[{b, h, i, c}] = load(o, o.at(b, h, i, c));
+    });
+    const ReadO read = [&](Index b, Index h, Index i, Index c) { return before.at({b, h, i, c}); };
+    for_each_index(o.shape, [&](Index b, Index h, Index i, Index c) {
+      store(o, o.at(b, h, i, c), f(read, b, h, i, c));
+    });
+  };
+}
+
+TEST(Mistakes, WhatStandsInPlaceOfOIsNamed) {
+  struct Wrong {
+    const char* cause;
+    const char* words;
+    ChangeO change;
+  };
+  constexpr Index batch = 2, heads = 4, rows = 20, columns = 16;
+  const auto change = [](const auto& f) { return element_by_element(f); };
+  const Wrong all[] = {
+      {"output-factor", "wrong rows of O are -1 times what they should be",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) { return -o(b, h, i, c); })},
+      {"output-factor", "right but for a factor of their own, from 3 to 22",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return static_cast<double>(i + 3) * o(b, h, i, c);
+       })},
+      {"output-columns-zero", "O of column 12 and on is 0",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return c < 12 ? o(b, h, i, c) : 0;
+       })},
+      {"output-halves-exchanged", "the halves of the columns of O are exchanged",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return o(b, h, i, (c + columns / 2) % columns);
+       })},
+      {"heads-exchanged", "pairs of heads have each other's O",
+       change(
+           [](const ReadO& o, Index b, Index h, Index i, Index c) { return o(b, h ^ 1, i, c); })},
+      {"batches-reversed", "batch elements have O in reverse order",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return o(batch - 1 - b, h, i, c);
+       })},
+      {"rows-reversed", "rows have O in reverse order",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return o(b, h, rows - 1 - i, c);
+       })},
+      {"heads-inside-rows", "as [row][head]",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         const Index place = h * rows + i;
+         return o(b, place % heads, place / heads, c);
+       })},
+      {"rows-inside-heads", "as [head][row]",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         const Index place = i * heads + h;
+         return o(b, place / rows, place % rows, c);
+       })},
+  };
+  for (const Wrong& wrong : all)
+    for (const std::string dtype : {"f32", "f16", "bf16"}) {
+      const Diagnosis d =
+          diagnosis_of({}, "attention b=2 h=4/2 l=20x50 d=16 dtype=" + dtype, wrong.change);
+      EXPECT_EQ(rank_of(d, wrong.cause), 1) << wrong.cause << " in " << dtype;
+      EXPECT_THAT(sentence_on(d), testing::HasSubstr(wrong.words)) << dtype;
+    }
 }
 
 using ChangeGradients = std::function<void(const GradientOutputs&)>;
