@@ -520,12 +520,12 @@ class Written {
   std::string scale(std::size_t n, GroupSums& x) const {
     const RowMajor& right = right_.value[n];
     const double factor = got_[n].cwiseProduct(right).sum() / right.squaredNorm();
-    constexpr double least = 1e-3;
+    constexpr double least = 0x1p-9;  // as of O
     if (!(std::fabs(factor - 1) > least) || !std::isfinite(factor)) return {};
     x.value[n] *= factor;
     x.gauge[n] *= std::fabs(factor);
     if (std::fabs(factor) < least) return fmt::format("{} is 0", output(n));
-    return fmt::format("{} is {:.3g} times what it should be", output(n), factor);
+    return fmt::format("{} is {:.4g} times what it should be", output(n), factor);
   }
 
   bool is_zero(std::size_t n, Index r) const {

@@ -416,11 +416,11 @@ std::optional<std::pair<Index, double>> term_of_errors(const ProductSample& s,
 template <class Attempt>
 void attempt_written(const ProductSample& s, const RowMajor& got, const RowMajor& right,
                      const AlteredProduct& unaltered, const Attempt& attempt) {
-  constexpr double least = 1e-3;
+  constexpr double least = 0x1p-9;  // as of O
   AlteredProduct scaled = unaltered;
   scaled.factor = got.cwiseProduct(right).sum() / right.squaredNorm();
   if (std::isfinite(scaled.factor) && std::fabs(scaled.factor - 1) > least)
-    attempt("product-factor", fmt::format("C is {:.3g} times what it should be", scaled.factor),
+    attempt("product-factor", fmt::format("C is {:.4g} times what it should be", scaled.factor),
             scaled);
   const auto term = term_of_errors(s, got - right);
   if (!term) return;

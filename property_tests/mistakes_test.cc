@@ -191,11 +191,19 @@ TEST(Mistakes, WhatStandsInPlaceOfOIsNamed) {
   constexpr Index batch = 2, heads = 4, rows = 20, columns = 16;
   const auto change = [](const auto& f) { return element_by_element(f); };
   const Wrong all[] = {
-      {"output-factor", "wrong rows of O are -1 times what they should be",
+      {"output-factor", "O is -1 times what it should be",
        change([](const ReadO& o, Index b, Index h, Index i, Index c) { return -o(b, h, i, c); })},
       {"output-factor", "right but for a factor of their own, from 3 to 22",
        change([](const ReadO& o, Index b, Index h, Index i, Index c) {
          return static_cast<double>(i + 3) * o(b, h, i, c);
+       })},
+      {"output-factor", "O of the wrong rows is 0",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return h == 2 && i % 3 == 0 ? 0 : o(b, h, i, c);
+       })},
+      {"output-factor", "O is 1.01 times what it should be",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return 1.01 * o(b, h, i, c);
        })},
       {"output-columns-zero", "O of column 12 and on is 0",
        change([](const ReadO& o, Index b, Index h, Index i, Index c) {
