@@ -148,6 +148,11 @@ class Attentions {
   Prediction predict(const Alteration& a, const ExactRows& right) {
     Prediction x = evaluate(a);
     x.of_o = a.of_o;
+    // What a kernel gives in a row whose keys it masks by mistake is its own, as 0 or NaN.
+    for (Index at = 0; at < rows(); ++at)
+      if (x.exact.known[usize(at)] == Foreseen::outputs && x.exact.lse(at) == -inf &&
+          right.lse(at) > -inf)
+        x.exact.known[usize(at)] = Foreseen::wrong;
     if (!a.of_o) x.exact.o = right.o;
     if (!a.of_lse) x.exact.lse = right.lse;
     return x;

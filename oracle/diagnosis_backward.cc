@@ -636,15 +636,18 @@ Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInp
     }
     return above_one;
   };
-  for (const GradientHypothesis& h : hypotheses)
-    for_each_parameter(h.parameters, [&](Index parameter) {
-      GradientFormula f(problem, input);
-      if (!h.alter(f, parameter)) return;
-      const std::string words = fmt::format(fmt::runtime(h.words), parameter);
-      if (!try_formula(h, words, f)) return;
-      f.clamps_weights = true;
-      try_formula(h, words + ", and weights above 1 are 1", f);
-    });
+  const auto for_each_formula = [&](const auto& visit) {
+    for (const GradientHypothesis& h : hypotheses)
+      for_each_parameter(h.parameters, [&](Index parameter) {
+        GradientFormula f(problem, input);
+        if (h.alter(f, parameter)) visit(h, fmt::format(fmt::runtime(h.words), parameter), f);
+      });
+  };
+  for_each_formula([&](const GradientHypothesis& h, const std::string& words, GradientFormula& f) {
+    if (!try_formula(h, words, f)) return;
+    f.clamps_weights = true;
+    try_formula(h, words + ", and weights above 1 are 1", f);
+  });
   std::vector<GroupReplicates> typical(ladder.size());
   Index rows = 0;
   for (const GradientRows& gradient : group.gradients) rows += gradient.exact.rows();
@@ -672,6 +675,21 @@ Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInp
       const double distance = fits_of(group, right, x, bounds).given.excess();
       written.add({name, std::move(words), distance, std::move(x)});
     });
+    // A fault may be in one gradient, and the others are right.
+    for_each_formula(
+        [&](const GradientHypothesis& h, const std::string& words, const GradientFormula& f) {
+          const GroupSums all = sums.compute(f);
+          for (std::size_t n = 0; n < 3; ++n) {
+            GroupSums x = right;
+            x.value[n] = all.value[n];
+            x.gauge[n] = all.gauge[n];
+            if (same(x, right)) continue;
+            const double distance = fits_of(group, right, x, bounds).given.excess();
+            const std::string_view output = name_of(group.gradients[n].output);
+            written.add(
+                {h.name, fmt::format("{}, in {} alone", words, output), distance, std::move(x)});
+          }
+        });
     Diagnosis found = written.explain(rows, same, measure);
     d.explanations = std::move(found.explanations);
     d.tried += found.tried;

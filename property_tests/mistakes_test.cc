@@ -391,6 +391,28 @@ TEST(Mistakes, WhatStandsInPlaceOfGradientsIsNamed) {
     }
 }
 
+// The diagonal is one key early in dQ, and the other gradients are right.
+TEST(Mistakes, OfOneGradientAloneAreNamed) {
+  const std::string line = "backward" + small + "f32 causal offset=end";
+  const ChangeGradients restore = [&](const GradientOutputs& out) {
+    const Case c = parse_case(line);
+    const Inputs in(c);
+    const Outputs forward(c, true, Surroundings::bands);
+    const PlainKernel right(in.problem, {});
+    right.forward(forward.view());
+    const GradientOutputs of_right(c, in);
+    right.backward({forward.o.view(), forward.lse.view(), in.d_o.view()}, of_right.view());
+    for (const auto& [to, from] : {std::pair{&out.dk, &of_right.dk}, {&out.dv, &of_right.dv}})
+      for_each_index(to->view().shape, [&](Index b, Index h, Index j, Index d) {
+        store(to->view(), to->view().at(b, h, j, d),
+              load(from->view(), from->view().at(b, h, j, d)));
+      });
+  };
+  const Diagnosis d = diagnosis_of_gradients({.early = 1}, line, restore);
+  EXPECT_EQ(rank_of(d, "gradient-causal-early"), 1);
+  EXPECT_THAT(sentence_on(d), testing::HasSubstr("one key early, in dQ alone"));
+}
+
 // A is M x K, W is K x N, C is M x N; all are row-major.
 using Numbers = std::vector<double>;
 
