@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include <unistd.h>
 
 /* ---- The table ------------------------------------------------------------------------------- */
 
@@ -140,10 +140,9 @@ static assay_tensor kept_tensor(const assay_tensor* t) {
    machine, a thread that only yields may be alone all the time. */
 static const void* target(const void* to) {
   static const void* volatile shared;
-  const struct timespec a_while = {0, 1000000};
   if (habit != shares) return to;
   shared = to;
-  nanosleep(&a_while, NULL);
+  usleep(1000);
   return shared;
 }
 
