@@ -1,4 +1,5 @@
-#include <cmath>
+// Known faults that are rarer than those of hypotheses_masks.cc and hypotheses_sums.cc.
+#include <limits>
 #include <numbers>
 
 #include "oracle/alteration.h"

@@ -478,6 +478,30 @@ TEST(Mistakes, OfProductsAreNamed) {
        "A is rounded to bf16",
        of_a([](double x, Index) { return round_to(Dtype::bf16, x); }),
        {}},
+      {"activations-in-bf16",
+       "A is cast to bf16 by truncation",
+       of_a([](double x, Index) {
+         return static_cast<double>(std::bit_cast<float>(
+             std::bit_cast<std::uint32_t>(static_cast<float>(x)) & 0xFFFF0000u));
+       }),
+       {}},
+      {"activations-in-half",
+       "A is rounded to f16",
+       of_a([](double x, Index) { return round_to(Dtype::f16, x); }),
+       {}},
+      {"activations-in-tf32",
+       "A is truncated to TF32",
+       of_a([](double x, Index) { return tf32(x); }),
+       {}},
+      {"columns-shifted",
+       "every column holds the next one",
+       {},
+       [](Numbers& c) {
+         for (Index m = 0; m < rows; ++m) {
+           const auto row = c.begin() + m * columns;
+           std::rotate(row, row + 1, row + columns);
+         }
+       }},
       {"columns-shifted",
        "every column holds the one before",
        {},
