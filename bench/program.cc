@@ -10,8 +10,8 @@
 #include "bench/machine.h"
 #include "bench/table.h"
 #include "harness/files.h"
-#include "problem/parallel.h"
 #include "harness/results/schema.h"
+#include "problem/parallel.h"
 
 namespace assay::bench {
 namespace {

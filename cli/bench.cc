@@ -22,8 +22,8 @@
 #include "cli/tell.h"
 #include "harness/files.h"
 #include "harness/process.h"
-#include "reports/store.h"
 #include "harness/results/schema.h"
+#include "reports/store.h"
 
 namespace assay {
 namespace {

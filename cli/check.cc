@@ -21,9 +21,9 @@
 #include "harness/cases/shrink.h"
 #include "harness/records/standalone.h"
 #include "harness/results/merge_shards.h"
+#include "harness/results/schema.h"
 #include "harness/results/told_outcome.h"
 #include "problem/clock.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -22,11 +22,11 @@
 #include "harness/results/common_causes.h"
 #include "harness/results/merge_shards.h"
 #include "harness/files.h"
+#include "harness/results/schema.h"
 #include "harness/work.h"
 #include "problem/clock.h"
 #include "reports/html.h"
 #include "reports/store.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -18,10 +18,10 @@
 #include "harness/files.h"
 #include "harness/faults/planted_faults.h"
 #include "harness/results/merge_shards.h"
+#include "harness/results/schema.h"
 #include "problem/parallel.h"
 #include "reports/html.h"
 #include "reports/store.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -14,8 +14,8 @@
 #include "cli/time_limit.h"
 #include "harness/files.h"
 #include "harness/identify/fit.h"
-#include "problem/parallel.h"
 #include "harness/results/schema.h"
+#include "problem/parallel.h"
 
 namespace assay {
 namespace {

@@ -20,10 +20,10 @@
 #include "cli/tell.h"
 #include "cli/time_limit.h"
 #include "harness/results/merge_shards.h"
+#include "harness/results/schema.h"
 #include "harness/results/told_outcome.h"
 #include "problem/clock.h"
 #include "problem/parallel.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -19,6 +19,7 @@
 #include "cli/options.h"
 #include "cli/tell.h"
 #include "harness/files.h"
+#include "harness/results/schema.h"
 #include "harness/results/told_outcome.h"
 #include "reports/case_text.h"
 #include "reports/github.h"
@@ -28,7 +29,6 @@
 #include "reports/open_metrics.h"
 #include "reports/sarif.h"
 #include "reports/store.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -25,6 +25,7 @@
 #include "cli/options.h"
 #include "cli/tell.h"
 #include "harness/files.h"
+#include "harness/results/schema.h"
 #include "reports/alarms.h"
 #include "reports/bencher.h"
 #include "reports/compare.h"
@@ -32,7 +33,6 @@
 #include "reports/markdown.h"
 #include "reports/open_metrics.h"
 #include "reports/otava.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

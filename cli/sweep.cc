@@ -23,8 +23,8 @@
 #include "cli/tell.h"
 #include "harness/files.h"
 #include "harness/results/merge_shards.h"
-#include "problem/parallel.h"
 #include "harness/results/schema.h"
+#include "problem/parallel.h"
 
 namespace assay {
 namespace {

@@ -6,8 +6,8 @@
 
 #include "cli/exit_status.h"
 #include "cli/sweep_state.h"
-#include "harness/text.h"
 #include "harness/results/schema.h"
+#include "harness/text.h"
 
 namespace assay {
 namespace {

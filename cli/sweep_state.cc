@@ -17,8 +17,8 @@
 #include "cli/machine.h"
 #include "harness/results/merge_shards.h"
 #include "harness/results/run.h"
-#include "harness/text.h"
 #include "harness/results/schema.h"
+#include "harness/text.h"
 
 namespace assay {
 namespace {

@@ -22,10 +22,10 @@
 
 #include "harness/files.h"
 #include "harness/process.h"
+#include "harness/results/schema.h"
 #include "harness/text.h"
 #include "harness/cases/shrink.h"
 #include "problem/clock.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -4,8 +4,8 @@
 #include <sstream>
 
 #include "fuzz/require.h"
-#include "reports/store.h"
 #include "harness/results/schema.h"
+#include "reports/store.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
   using namespace assay;

@@ -1,8 +1,8 @@
 // The arithmetic of a function.
 #include "harness/identify/identify.h"
 
-#include "judge/callback.h"
 #include "harness/results/schema.h"
+#include "judge/callback.h"
 
 using namespace assay;
 using namespace assay::judging;

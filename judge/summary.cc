@@ -1,7 +1,7 @@
 // What the failing cases of a run share, and its failures by cause.
+#include "harness/results/schema.h"
 #include "harness/results/shared_features.h"
 #include "judge/answers.h"
-#include "harness/results/schema.h"
 
 using namespace assay;
 using namespace assay::judging;

@@ -20,10 +20,10 @@
 #include <utility>
 #include <vector>
 
+#include "harness/results/schema.h"
 #include "property_tests/series.h"
 #include "reports/change_points.h"
 #include "reports/store.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -10,10 +10,10 @@
 #include <random>
 #include <sstream>
 
+#include "harness/results/schema.h"
 #include "reports/alarms.h"
 #include "reports/html.h"
 #include "reports/store.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -11,9 +11,9 @@
 #include <tuple>
 #include <vector>
 
+#include "harness/results/schema.h"
 #include "property_tests/run_command.h"
 #include "reports/store.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -14,12 +14,12 @@
 #include "harness/judging/execute.h"
 #include "harness/judging/outputs.h"
 #include "harness/results/common_causes.h"
+#include "harness/results/schema.h"
 #include "oracle/diagnosis.h"
 #include "oracle/weight_map.h"
 #include "problem/generate.h"
 #include "problem/random.h"
 #include "testing/emulated_kernel.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -8,12 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "harness/results/schema.h"
 #include "reports/bencher.h"
 #include "reports/github.h"
 #include "reports/open_metrics.h"
 #include "reports/otava.h"
 #include "reports/sarif.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

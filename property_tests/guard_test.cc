@@ -24,11 +24,11 @@
 #include "harness/results/adequacy.h"
 #include "harness/results/result.h"
 #include "harness/cases/suites.h"
+#include "harness/results/schema.h"
 #include "harness/shortage.h"
 #include "kernels/attention/attention.h"
 #include "kernels/simd/targets.h"
 #include "testing/matchers.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -10,9 +10,9 @@
 #include "harness/identify/fit.h"
 #include "harness/identify/identify.h"
 #include "harness/judging/outputs.h"
+#include "harness/results/schema.h"
 #include "kernels/simd/targets.h"
 #include "testing/emulated_kernel.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -11,8 +11,8 @@
 #include "harness/results/faults_score.h"
 #include "harness/results/fuzz_summary.h"
 #include "harness/results/run.h"
-#include "reports/stored_run.h"
 #include "harness/results/schema.h"
+#include "reports/stored_run.h"
 
 namespace assay {
 namespace {

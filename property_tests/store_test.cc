@@ -17,9 +17,9 @@
 #include <sstream>
 #include <thread>
 
+#include "harness/results/schema.h"
 #include "reports/compare.h"
 #include "reports/store.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

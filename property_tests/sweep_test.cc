@@ -16,9 +16,9 @@
 #include <vector>
 
 #include "harness/results/merge_shards.h"
+#include "harness/results/schema.h"
 #include "harness/results/sweep.h"
 #include "property_tests/run_command.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

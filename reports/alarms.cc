@@ -11,10 +11,10 @@
 #include <unordered_map>
 #include <utility>
 
+#include "harness/results/schema.h"
 #include "harness/text.h"
 #include "problem/parallel.h"
 #include "reports/change_points.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

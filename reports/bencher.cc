@@ -6,8 +6,8 @@
 #include <optional>
 #include <stdexcept>
 
-#include "harness/text.h"
 #include "harness/results/schema.h"
+#include "harness/text.h"
 
 namespace assay {
 namespace {

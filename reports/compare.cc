@@ -1,5 +1,5 @@
-#include "reports/compare.h"
 #include "harness/results/schema.h"
+#include "reports/compare.h"
 
 #include <fmt/format.h>
 

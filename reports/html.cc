@@ -1,5 +1,5 @@
-#include "reports/html.h"
 #include "harness/results/schema.h"
+#include "reports/html.h"
 
 #include <fmt/format.h>
 

@@ -2,9 +2,9 @@
 
 #include <fmt/format.h>
 
+#include "harness/results/schema.h"
 #include "harness/results/told_outcome.h"
 #include "reports/case_text.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

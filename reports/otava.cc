@@ -4,9 +4,9 @@
 #include <cmath>
 #include <utility>
 
+#include "harness/results/schema.h"
 #include "harness/text.h"
 #include "reports/open_metrics.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

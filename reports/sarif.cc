@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
+#include "harness/results/schema.h"
 #include "harness/results/told_outcome.h"
 #include "harness/text.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -18,9 +18,9 @@
 #include <system_error>
 #include <thread>
 
+#include "harness/results/schema.h"
 #include "harness/text.h"
 #include "problem/clock.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -20,10 +20,10 @@
 
 #include "harness/crash_note.h"
 #include "harness/process.h"
+#include "harness/results/schema.h"
 #include "harness/shortage.h"
 #include "harness/text.h"
 #include "problem/clock.h"
-#include "harness/results/schema.h"
 
 namespace assay {
 namespace {

@@ -7,8 +7,8 @@
 #include <iterator>
 #include <set>
 
-#include "harness/text.h"
 #include "harness/results/schema.h"
+#include "harness/text.h"
 
 namespace assay {
 namespace {

@@ -7,8 +7,8 @@
 #include <array>
 #include <cmath>
 
-#include "harness/results/told_arithmetic.h"
 #include "harness/results/schema.h"
+#include "harness/results/told_arithmetic.h"
 
 namespace assay {
 namespace {
