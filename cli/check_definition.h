@@ -1,4 +1,4 @@
-// The part of `assay check` that judges a solution of FlashInfer-Trace.
+// Inside cli/: the part of `assay check` that judges a solution of FlashInfer-Trace.
 #pragma once
 
 #include <string>

@@ -3,6 +3,15 @@
 #include <algorithm>
 
 namespace assay {
+namespace {
+
+// The element of the additive mask that masks a pair.
+double masking_bias(const Attention& p) {
+  return p.finite_min_masks ? -format(p.bias.dtype).max_finite
+                            : -std::numeric_limits<double>::infinity();
+}
+
+}  // namespace
 
 void clear_intervals(Attention& p) {
   p.causal = false;
@@ -46,4 +55,36 @@ bool replace(Alteration& a, TensorView& t, const Extents& shape,
   t = to;
   return true;
 }
+
+bool replace_bias(Alteration& a,
+                  const std::function<double(Index b, Index h, Index i, Index j)>& at) {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  Attention& p = a.problem;
+  const double masks = masking_bias(p);
+  p.finite_min_masks = false;
+  return replace(a, p.bias, p.shape.pair_extents(), [&](Index b, Index h, Index i, Index j) {
+    const double x = at(b, h, i, j);
+    return x <= masks ? -inf : x;
+  });
+}
+
+bool add_to_scores(Alteration& a, const std::function<double(Index j)>& bias) {
+  Attention& p = a.problem;
+  if (p.bias) {
+    const TensorView from = p.bias;
+    const double masks = masking_bias(p);
+    return replace_bias(a, [&](Index b, Index h, Index i, Index j) {
+      const double x = load(from, from.at(b, h, i, j));
+      return x <= masks ? x : x + bias(j);
+    });
+  }
+  // One row for all pairs.
+  if (!replace(a, p.bias, {1, 1, 1, p.shape.keys},
+               [&](Index, Index, Index, Index j) { return bias(j); }))
+    return false;
+  p.bias.shape = p.shape.pair_extents();
+  p.bias.stride = {0, 0, 0, 1};
+  return true;
+}
+
 }  // namespace assay

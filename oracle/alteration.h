@@ -114,10 +114,8 @@ struct Hypothesis {
 std::span<const Hypothesis> mask_hypotheses();
 std::span<const Hypothesis> sum_hypotheses();
 std::span<const Hypothesis> cache_hypotheses();
-// These are rarer, and are tried where none of those above fits. The parameter of the latter is the
-// key whose weight explains the errors of a wrong row best.
+// These are rarer, and are tried where none of those above fits.
 std::span<const Hypothesis> input_hypotheses();
-std::span<const Hypothesis> key_hypotheses();
 
 // Products of numbers in fewer bits than f32 has. Q, K and V are rounded when they are read, and
 // LSE shows exactly how. The roundings of weights depend on the running maximum, so only their size
@@ -147,5 +145,12 @@ bool see(Alteration& a,
 // h, i, j). False: it has too many elements.
 bool replace(Alteration& a, TensorView& t, const Extents& shape,
              const std::function<double(Index b, Index h, Index i, Index j)>& at);
+
+// Replaces the additive mask by one with the elements at(b, h, i, j), which may be read from the
+// one before. What its dtype has for -inf is -inf.
+bool replace_bias(Alteration& a,
+                  const std::function<double(Index b, Index h, Index i, Index j)>& at);
+// Adds bias(j) to the scores of key j.
+bool add_to_scores(Alteration& a, const std::function<double(Index j)>& bias);
 
 }  // namespace assay

@@ -11,6 +11,7 @@
 #include "oracle/alteration.h"
 #include "oracle/evidence_rows.h"
 #include "oracle/explain.h"
+#include "oracle/suspicions.h"
 #include "oracle/weigh.h"
 
 namespace assay {
@@ -160,6 +161,7 @@ class Attentions {
 
   Index rows() const { return std::ssize(places_); }
   const RowPlace& place(Index at) const { return places_[usize(at)]; }
+  std::span<const RowPlace> places() const { return places_; }
 
  private:
   std::optional<RowPlace> source_of(const Alteration& a, const RowPlace& at) const {
@@ -364,86 +366,6 @@ void for_each_hypothesis(const Visit& visit) {
     for (const Hypothesis& h : table) visit(h);
 }
 
-// What may stand where a right O should, and is read from the candidate's own numbers. Calls
-// take(name, words, prediction) for each.
-template <class Take>
-void for_each_written(const Prediction& right, const Take& take) {
-  const RowMajor &got = right.got, &exact = right.exact.o;
-  const Index columns = got.cols();
-  const auto tell = [&](std::string_view name, std::string words, RowMajor o) {
-    Prediction x = right;
-    x.exact.o = std::move(o);
-    take(name, std::move(words), std::move(x));
-  };
-  // The factors with the least squares of errors: one of all rows, and one of each row. Roundings
-  // to 16 bits move a mean by half an ulp of bf16 at most, those to 8 bits a row by half an ulp of
-  // E4M3: less is no factor. Few columns would follow any factor.
-  constexpr double least = 0x1p-9, least_of_row = 0x1p-4;
-  constexpr Index fewest_columns = 8;
-  const double factor = got.cwiseProduct(exact).sum() / exact.squaredNorm();
-  if (std::isfinite(factor) && std::fabs(factor - 1) > least)
-    tell("output-factor", fmt::format("O is {:.4g} times what it should be", factor),
-         factor * exact);
-  RowMajor scaled = exact;
-  double low = inf, high = -inf, furthest = 0;
-  for (Index r = 0; r < got.rows(); ++r) {
-    const double own = got.row(r).dot(exact.row(r)) / exact.row(r).squaredNorm();
-    if (!(std::fabs(own - 1) > least) || !std::isfinite(own)) continue;
-    scaled.row(r) *= own;
-    low = std::min(low, own);
-    high = std::max(high, own);
-    furthest = std::max(furthest, std::fabs(own - 1));
-  }
-  if (furthest > least_of_row && columns >= fewest_columns)
-    tell(
-        "output-factor",
-        std::max(std::fabs(low), std::fabs(high)) < least
-            ? "O of the wrong rows is 0"
-            : fmt::format("wrong rows of O are right but for a factor of their own, from {:.3g} to "
-                          "{:.3g}",
-                          low, high),
-        scaled);
-  Index zeros = columns;
-  while (zeros > 0 && got.col(zeros - 1).isZero(0)) --zeros;
-  if (zeros > 0 && zeros < columns) {
-    RowMajor cut = exact;
-    cut.rightCols(columns - zeros).setZero();
-    tell("output-columns-zero", fmt::format("O of column {} and on is 0", zeros), cut);
-  }
-  if (columns % 2 == 0) {
-    RowMajor halves(exact.rows(), columns);
-    halves << exact.rightCols(columns / 2), exact.leftCols(columns / 2);
-    tell("output-halves-exchanged", "the halves of the columns of O are exchanged", halves);
-  }
-}
-
-// The key whose missing weight p_j explains most of a row's errors e: without it O would move by
-// d_j = -p_j (v_j - O) / (1 - p_j), and e has the share (e d_j)^2 / (d_j d_j) along it. Nothing if
-// the errors are not numbers.
-std::optional<Index> key_of_errors(const Prediction& x, Index at) {
-  const Index from = x.taken[usize(at)];
-  if (from < 0) return std::nullopt;
-  const auto head = std::ranges::find_if(x.rows.heads, [&](const EvidenceHead& h) {
-    return from >= h.first && from < h.first + h.rows();
-  });
-  const Eigen::RowVectorXd o = x.exact.o.row(at), error = x.got.row(at) - o;
-  if (!error.allFinite()) return std::nullopt;
-  const Block& block = head->block;
-  double most = 0;
-  std::optional<Index> key;
-  for (Index j = 0; j < block.count; ++j) {
-    const double p = block.weight[block.pair(from - head->first, j)];
-    if (!(p > 0 && p < 1)) continue;
-    const Eigen::RowVectorXd moved =
-        (o - head->kv->values.row(block.key0 + j).head(o.size())) * (p / (1 - p));
-    const double along = error.dot(moved), share = along * along / moved.squaredNorm();
-    if (!(share > most)) continue;
-    most = share;
-    key = block.key0 + j;
-  }
-  return key;
-}
-
 // The coarser products that LSE fits, and whose errors of O are as large as the candidate's.
 std::vector<Explanation> told_products(Attentions& attentions, const ProjectedAttention& problem,
                                        const AttentionOutput& out, const Contract& strict,
@@ -465,6 +387,167 @@ std::vector<Explanation> told_products(Attentions& attentions, const ProjectedAt
   return found;
 }
 
+// The attempts to explain one wrong output.
+class Attempts {
+ public:
+  Attempts(const ProjectedAttention& problem, const AttentionOutput& out,
+           const std::vector<Contract>& ladder, const Verdict& failed, const JudgeOptions& options,
+           const StoredTokens* stored)
+      : problem_(problem),
+        out_(out),
+        ladder_(ladder),
+        options_(options),
+        stored_(stored),
+        unwritten_(failed.failures.contains("O was not written")),
+        replicates_(has_replicates(problem, out)),
+        attentions_(problem, out, ladder.front(), failed, options),
+        right_(attentions_.right()),
+        typical_(replicates_ ? typical_by_replicates(right_, ladder.front(), options)
+                             : typical_by_bounds(right_.rows)) {
+    find_failing_rows();
+  }
+
+  // The faults that any kernel may have, then the rarer ones, and those in some of the rows alone.
+  Diagnosis diagnose() {
+    const auto all = [&](const auto& attempt) {
+      for_each_hypothesis([&](const Hypothesis& h) { attempt(h); });
+    };
+    const auto rarer = [&](const auto& attempt) {
+      for (const Hypothesis& h : input_hypotheses()) attempt(h);
+    };
+    Diagnosis d = explain([&](Trials<Prediction>& trials) {
+      all([&](const Hypothesis& h) { attempt(trials, h, &Attempts::attempt_everywhere); });
+    });
+    if (d.explanations.empty())
+      add(d, explain([&](Trials<Prediction>& trials) {
+            rarer([&](const Hypothesis& h) { attempt(trials, h, &Attempts::attempt_everywhere); });
+            suspect(trials, &Attempts::attempt_everywhere);
+          }));
+    if (d.explanations.empty() && std::ssize(failing_) < attentions_.rows())
+      add(d, explain([&](Trials<Prediction>& trials) {
+            const auto in_some_rows = [&](const Hypothesis& h) {
+              attempt(trials, h, &Attempts::attempt_in_some_rows);
+            };
+            all(in_some_rows);
+            rarer(in_some_rows);
+            suspect(trials, &Attempts::attempt_in_some_rows);
+          }));
+    if (d.explanations.empty() && replicates_ && out_.lse)
+      d.explanations =
+          told_products(attentions_, problem_, out_, ladder_.front(), right_, options_);
+    return d;
+  }
+
+ private:
+  using Attempt = void (Attempts::*)(Trials<Prediction>&, std::string_view name, std::string words,
+                                     Prediction x);
+
+  void find_failing_rows() {
+    const double limit = row_limit_of(out_.o.dtype, right_.got.cols());
+    std::vector<std::pair<double, Index>> by_distance;
+    for (Index at = 0; at < attentions_.rows(); ++at) {
+      const Index from = right_.taken[usize(at)];
+      const bool wrong = is_wrong(right_, at, typical_, from, limit, bool{out_.lse});
+      is_failing_.push_back(wrong);
+      if (!wrong) continue;
+      failing_places_.push_back(attentions_.place(at));
+      const double s = rms_error(right_.got.row(at), right_.exact.o.row(at)) / typical_.o(from);
+      by_distance.emplace_back(std::isfinite(s) ? -s : 0, at);
+    }
+    std::ranges::stable_sort(by_distance);
+    for (const auto& [s, at] : by_distance) failing_.push_back(at);
+  }
+
+  template <class Try>
+  Diagnosis explain(const Try& try_all) {
+    Trials<Prediction> trials;
+    try_all(trials);
+    return trials.explain(attentions_.rows(), same, [&](Prediction& x, const auto& take) {
+      if (!replicates_) {
+        take(std::string(), fits(x, typical_by_bounds(x.rows)));
+        return;
+      }
+      for (const Contract& c : ladder_)
+        if (take(c.name, fits(x, typical_by_replicates(x, c, options_)))) return;
+    });
+  }
+  static void add(Diagnosis& d, Diagnosis found) {
+    d.explanations = std::move(found.explanations);
+    d.tried += found.tried;
+  }
+  Fits fits(const Prediction& x, const Typical& typical) const {
+    return fits_of(x, right_, typical, out_.o.dtype, bool{out_.lse});
+  }
+
+  template <class Alter>
+  void predict(Trials<Prediction>& trials, std::string_view name, const std::string& words,
+               const Alter& alter, Attempt as) {
+    Alteration a(problem_, out_, stored_);
+    a.unwritten = unwritten_;
+    a.failing = failing_places_;
+    if (!alter(a)) return;
+    Prediction x = attentions_.predict(a, right_.exact);
+    if (!same(x, right_)) (this->*as)(trials, name, words, std::move(x));
+  }
+  void attempt(Trials<Prediction>& trials, const Hypothesis& h, Attempt as) {
+    for_each_parameter(h.parameters, [&](Index parameter) {
+      predict(
+          trials, h.name, fmt::format(fmt::runtime(h.words), parameter),
+          [&](Alteration& a) { return h.alter(a, parameter); }, as);
+    });
+  }
+  void suspect(Trials<Prediction>& trials, Attempt as) {
+    if (suspicions_.empty())
+      suspicions_ = suspicions_of(problem_, {right_.rows, right_.taken, attentions_.places(),
+                                             right_.exact.o, right_.got, failing_});
+    for (const Suspicion& s : suspicions_) predict(trials, s.name, s.words, s.alter, as);
+  }
+
+  void attempt_everywhere(Trials<Prediction>& trials, std::string_view name, std::string words,
+                          Prediction x) {
+    const double distance = fits(x, typical_by_bounds(x.rows)).given.excess();
+    trials.add({name, std::move(words), distance, std::move(x)});
+  }
+
+  // The failing rows alone have the fault. It would show in other rows too, and these are right.
+  void attempt_in_some_rows(Trials<Prediction>& trials, std::string_view name, std::string words,
+                            Prediction x) {
+    constexpr Index fewest_numbers = 8;
+    if (std::ssize(failing_) * right_.got.cols() < fewest_numbers) return;
+    const double limit = row_limit_of(out_.o.dtype, right_.got.cols());
+    std::vector<RowPlace> spared;
+    for (Index at = 0; at < attentions_.rows(); ++at) {
+      Foreseen& known = x.exact.known[usize(at)];
+      if (is_failing_[usize(at)]) {
+        if (known != Foreseen::outputs) return;
+        continue;
+      }
+      const double step = rms_error(x.exact.o.row(at), right_.exact.o.row(at));
+      const Index from = right_.taken[usize(at)];
+      if (known == Foreseen::wrong || !(step <= limit * typical_.o(from)))
+        spared.push_back(attentions_.place(at));
+      known = Foreseen::nothing;
+    }
+    if (spared.empty()) return;
+    words += fmt::format(", {} alone", region_of(failing_places_, spared));
+    attempt_everywhere(trials, name, std::move(words), std::move(x));
+  }
+
+  const ProjectedAttention& problem_;
+  const AttentionOutput& out_;
+  const std::vector<Contract>& ladder_;
+  const JudgeOptions& options_;
+  const StoredTokens* stored_;
+  const bool unwritten_, replicates_;
+  Attentions attentions_;
+  Prediction right_;
+  const Typical typical_;
+  std::vector<char> is_failing_;  // per row
+  std::vector<Index> failing_;    // rows, the one that is furthest from typical first
+  std::vector<RowPlace> failing_places_;
+  std::vector<Suspicion> suspicions_;
+};
+
 }  // namespace
 
 Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out,
@@ -473,67 +556,7 @@ Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out
   if (problem.shape.batch == 0 || problem.shape.rows == 0) return undiagnosed("there is no row");
   const std::vector<Contract> ladder =
       contract ? std::vector<Contract>{*contract} : contract_ladder(problem.q.dtype, 64);
-  Attentions attentions(problem, out, ladder.front(), failed, options);
-  Prediction right = attentions.right();
-  const bool unwritten = failed.failures.contains("O was not written");
-  const bool replicates = has_replicates(problem, out), with_lse = bool{out.lse};
-  const Typical typical = replicates ? typical_by_replicates(right, ladder.front(), options)
-                                     : typical_by_bounds(right.rows);
-  const double limit = row_limit_of(out.o.dtype, right.got.cols());
-  std::vector<RowPlace> failing;
-  Index furthest = 0;  // the row that is furthest from typical
-  double distance = 0;
-  for (Index at = 0; at < attentions.rows(); ++at) {
-    const Index from = right.taken[usize(at)];
-    if (!is_wrong(right, at, typical, from, limit, with_lse)) continue;
-    failing.push_back(attentions.place(at));
-    const double s = rms_error(right.got.row(at), right.exact.o.row(at)) / typical.o(from);
-    if (!(s > distance && std::isfinite(s))) continue;
-    distance = s;
-    furthest = at;
-  }
-  const auto attempt = [&](Trials<Prediction>& trials, const Hypothesis& h, Index parameter) {
-    Alteration a(problem, out, stored);
-    a.unwritten = unwritten;
-    a.failing = failing;
-    if (!h.alter(a, parameter)) return;
-    Prediction x = attentions.predict(a, right.exact);
-    if (same(x, right)) return;
-    const Fits fits = fits_of(x, right, typical_by_bounds(x.rows), out.o.dtype, with_lse);
-    trials.add(
-        {h.name, fmt::format(fmt::runtime(h.words), parameter), fits.given.excess(), std::move(x)});
-  };
-  const auto measure = [&](Prediction& x, const auto& take) {
-    if (!replicates) {
-      take(std::string(), fits_of(x, right, typical_by_bounds(x.rows), out.o.dtype, with_lse));
-      return;
-    }
-    for (const Contract& c : ladder)
-      if (take(c.name,
-               fits_of(x, right, typical_by_replicates(x, c, options), out.o.dtype, with_lse)))
-        return;
-  };
-  Trials<Prediction> trials;
-  for_each_hypothesis([&](const Hypothesis& h) {
-    for_each_parameter(h.parameters, [&](Index parameter) { attempt(trials, h, parameter); });
-  });
-  Diagnosis d = trials.explain(attentions.rows(), same, measure);
-  if (d.explanations.empty()) {
-    Trials<Prediction> rarer;
-    for (const Hypothesis& h : input_hypotheses()) attempt(rarer, h, 0);
-    if (const std::optional<Index> key = key_of_errors(right, furthest))
-      for (const Hypothesis& h : key_hypotheses()) attempt(rarer, h, *key);
-    for_each_written(right, [&](std::string_view name, std::string words, Prediction x) {
-      const Fits fits = fits_of(x, right, typical_by_bounds(x.rows), out.o.dtype, with_lse);
-      rarer.add({name, std::move(words), fits.given.excess(), std::move(x)});
-    });
-    Diagnosis found = rarer.explain(attentions.rows(), same, measure);
-    d.explanations = std::move(found.explanations);
-    d.tried += found.tried;
-  }
-  if (d.explanations.empty() && replicates && with_lse)
-    d.explanations = told_products(attentions, problem, out, ladder.front(), right, options);
-  return d;
+  return Attempts(problem, out, ladder, failed, options, stored).diagnose();
 }
 
 Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out,
@@ -562,11 +585,8 @@ std::string sentence_on(const Diagnosis& d) {
 std::vector<std::string_view> hypothesis_names() {
   std::vector<std::string_view> names;
   for_each_hypothesis([&](const Hypothesis& h) { names.push_back(h.name); });
-  for (const std::span<const Hypothesis> table : {input_hypotheses(), key_hypotheses()})
-    for (const Hypothesis& h : table) names.push_back(h.name);
-  for (const std::string_view name :
-       {"output-factor", "output-columns-zero", "output-halves-exchanged"})
-    names.push_back(name);
+  for (const Hypothesis& h : input_hypotheses()) names.push_back(h.name);
+  for (const std::string_view name : suspicion_names()) names.push_back(name);
   for (const CoarseProducts& h : coarse_products()) names.push_back(h.name);
   add_gradient_hypotheses(names);
   add_product_hypotheses(names);

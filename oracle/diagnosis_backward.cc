@@ -8,8 +8,8 @@
 
 #include "oracle/alteration.h"
 #include "oracle/diagnosis.h"
-#include "oracle/evidence_gradients.h"
 #include "oracle/explain.h"
+#include "oracle/gradient_suspicions.h"
 #include "oracle/stored_forward.h"
 
 namespace assay {
@@ -42,6 +42,8 @@ struct GradientFormula {
   double (*rounds_operands)(double) = nullptr;
   double (*rounds_weights)(double) = nullptr;
   double dither = 1;
+  // What is wrong of P and dS is wrong in these pairs alone; null: in all.
+  const GradientRegion* region = nullptr;
 };
 
 struct GradientHypothesis {
@@ -219,24 +221,11 @@ constexpr CoarseGradients coarse_gradients[] = {
      [](double x) { return round_to(Dtype::f8e5m2, x); }},
 };
 
-// dQ (the heads below one another), dK and dV of a group, and for each of their rows the root of
-// the sum of the squares of its terms.
-struct GroupSums {
-  explicit GroupSums(const AttentionShape& s)
-      : value{RowMajor::Zero(s.group() * s.rows, s.dim), RowMajor::Zero(s.keys, s.dim),
-              RowMajor::Zero(s.keys, s.value_dim)} {
-    for (std::size_t n = 0; n < 3; ++n) gauge[n] = Eigen::VectorXd::Zero(value[n].rows());
-  }
-  std::array<RowMajor, 3> value;
-  std::array<Eigen::VectorXd, 3> gauge;
-  bool has_weights_above_one = false;
-};
-
 class GradientSums {
  public:
   GradientSums(const Attention& right, const AttentionBackwardInput& input,
                const Contract& contract, Index b, Index g)
-      : s_(right.shape), input_(input), contract_(contract), b_(b), g_(g) {}
+      : problem_(right), s_(right.shape), input_(input), contract_(contract), b_(b), g_(g) {}
 
   // The formula of a right kernel, for a problem that was altered.
   GradientFormula right(const Attention& problem) const { return {problem, input_}; }
@@ -261,6 +250,20 @@ class GradientSums {
     return sums;
   }
 
+  // The terms of the right sums of each head of the group.
+  std::vector<GradientTerms> terms() const {
+    std::vector<GradientTerms> all;
+    const GradientFormula f = right(problem_);
+    const auto kv = Reference(f.problem, contract_).load_head(b_, g_);
+    for (Index h = g_ * s_.group(); h < (g_ + 1) * s_.group(); ++h) {
+      Pairs pairs = pairs_of(f, f.problem, h, g_);
+      all.push_back({std::move(pairs.weight), static_cast<double>(problem_.scale) * pairs.score,
+                     rows_of(problem_.q, h), kv->keys_transposed.leftCols(s_.keys).transpose(),
+                     rows_of(input_.d_o, h)});
+    }
+    return all;
+  }
+
  private:
   // P and dS of all pairs of a head, with 0 at keys that a row does not see.
   struct Pairs {
@@ -268,9 +271,25 @@ class GradientSums {
     bool has_weights_above_one = false;
   };
 
+  // The pairs of the region as a faulty kernel computes them, and the others as they should be.
+  Pairs mixed_pairs(const GradientFormula& f, const ProjectedAttention& p, Index h,
+                    Index kv_head) const {
+    Pairs all = pairs_of(f, p, h, kv_head);
+    if (!f.region) return all;
+    const Pairs right = pairs_of({problem_, input_}, problem_, h, kv_head);
+    for (Index i = 0; i < s_.rows; ++i)
+      for (Index j = 0; j < s_.keys; ++j) {
+        if (f.region->has_row(h - g_ * s_.group(), i) && f.region->has_key(j)) continue;
+        all.weight(i, j) = right.weight(i, j);
+        all.score(i, j) = right.score(i, j);
+        all.score_terms(i, j) = right.score_terms(i, j);
+      }
+    return all;
+  }
+
   void add_head(const GradientFormula& f, Index h, Index kv_head, bool gives_dq, bool gives_keys,
                 GroupSums& sums) const {
-    const Pairs own = pairs_of(f, f.problem, h, kv_head);
+    const Pairs own = mixed_pairs(f, f.problem, h, kv_head);
     sums.has_weights_above_one |= own.has_weights_above_one;
     const auto kv = Reference(f.problem, contract_).load_head(b_, kv_head);
     const RowMajor keys =
@@ -287,7 +306,7 @@ class GradientSums {
     }
     if (!gives_keys) return;
     Pairs other = own;
-    if (f.inverts_triangle) other = pairs_of(f, with_inverted_triangle(f.problem), h, kv_head);
+    if (f.inverts_triangle) other = mixed_pairs(f, with_inverted_triangle(f.problem), h, kv_head);
     sums.has_weights_above_one |= other.has_weights_above_one;
     if (f.rows_end >= 0)
       for (RowMajor* m : {&other.weight, &other.score})
@@ -388,6 +407,7 @@ class GradientSums {
     return 1 - y * y;
   }
 
+  const Attention& problem_;
   const AttentionShape& s_;
   const AttentionBackwardInput& input_;
   const Contract& contract_;
@@ -433,7 +453,7 @@ double usual_part(const Eigen::VectorXd& sigma, const Eigen::VectorXd& gauge) {
 }
 
 Fits fits_of(const EvidenceGroup& group, const GroupSums& right, const GroupSums& x,
-             const std::array<Eigen::VectorXd, 3>& sigma) {
+             std::span<const Eigen::VectorXd> sigma) {
   Fits fits;
   for (std::size_t n = 0; n < 3; ++n) {
     const GradientRows& g = group.gradients[n];
@@ -484,88 +504,6 @@ bool same(const GroupSums& a, const GroupSums& b) {
   return true;
 }
 
-// What may stand where right gradients should. What it is in particular is read from the
-// candidate's own numbers.
-class Written {
- public:
-  Written(const EvidenceGroup& group, const GroupSums& right, const AttentionShape& s)
-      : group_(group), right_(right), s_(s) {
-    for (const GradientRows& g : group.gradients) got_.push_back(g.exact + g.error);
-  }
-
-  // Calls take(name, words, sums) for each.
-  template <class Take>
-  void for_each(const Take& take) const {
-    const auto tell = [&](std::string_view name, const auto& change) {
-      GroupSums x = right_;
-      std::vector<std::string> told;
-      for (std::size_t n = 0; n < 3; ++n)
-        if (std::string words = change(n, x); !words.empty()) told.push_back(std::move(words));
-      if (!told.empty()) take(name, fmt::format("{}", fmt::join(told, ", ")), std::move(x));
-    };
-    tell("gradient-factor", [&](std::size_t n, GroupSums& x) { return scale(n, x); });
-    tell("gradient-rows-zero", [&](std::size_t n, GroupSums& x) { return clear_tail(n, x); });
-    tell("gradient-rows-stale", [&](std::size_t n, GroupSums& x) { return repeat_rows(n, x); });
-    if (s_.dim != s_.value_dim) return;
-    GroupSums x = right_;
-    std::swap(x.value[1], x.value[2]);
-    std::swap(x.gauge[1], x.gauge[2]);
-    take("key-gradients-exchanged", "dK and dV are exchanged", std::move(x));
-  }
-
- private:
-  std::string_view output(std::size_t n) const { return name_of(group_.gradients[n].output); }
-
-  // The factor with the least squares of errors.
-  std::string scale(std::size_t n, GroupSums& x) const {
-    const RowMajor& right = right_.value[n];
-    const double factor = got_[n].cwiseProduct(right).sum() / right.squaredNorm();
-    constexpr double least = 0x1p-9;  // as of O
-    if (!(std::fabs(factor - 1) > least) || !std::isfinite(factor)) return {};
-    x.value[n] *= factor;
-    x.gauge[n] *= std::fabs(factor);
-    if (std::fabs(factor) < least) return fmt::format("{} is 0", output(n));
-    return fmt::format("{} is {:.4g} times what it should be", output(n), factor);
-  }
-
-  bool is_zero(std::size_t n, Index r) const {
-    constexpr double rounding_of_the_difference = 1e-9;
-    return got_[n].row(r).norm() <= rounding_of_the_difference * right_.value[n].row(r).norm();
-  }
-
-  // The rows behind the last one that is not 0 in any head.
-  std::string clear_tail(std::size_t n, GroupSums& x) const {
-    const Index rows = n == 0 ? s_.rows : s_.keys, all = got_[n].rows();
-    Index first = 0;
-    for (Index r = 0; r < all; ++r)
-      if (!is_zero(n, r)) first = std::max(first, r % rows + 1);
-    if (first == 0 || first == rows) return {};
-    for (Index r = 0; r < all; ++r)
-      if (r % rows >= first) x.value[n].row(r).setZero(), x.gauge[n](r) = 0;
-    return fmt::format("{} of {} {} and on is 0", output(n), n == 0 ? "row" : "key", first);
-  }
-
-  std::string repeat_rows(std::size_t n, GroupSums& x) const {
-    const Eigen::VectorXd& bound = group_.gradients[n].bound;
-    const Index rows = n == 0 ? s_.rows : s_.keys;
-    Index count = 0;
-    for (Index r = 0; r < got_[n].rows(); ++r) {
-      if (r % rows == 0 || rms_error(got_[n].row(r), right_.value[n].row(r)) <= bound(r)) continue;
-      x.value[n].row(r) = right_.value[n].row(r - 1);
-      x.gauge[n](r) = right_.gauge[n](r - 1);
-      ++count;
-    }
-    if (count == 0) return {};
-    return fmt::format("the wrong {} of {} hold the one before", n == 0 ? "rows" : "keys",
-                       output(n));
-  }
-
-  const EvidenceGroup& group_;
-  const GroupSums& right_;
-  const AttentionShape& s_;
-  std::vector<RowMajor> got_;
-};
-
 // The coarser arithmetics whose errors are as large as the candidate's.
 std::vector<Explanation> coarser_arithmetics(const Attention& problem, const AttentionOutput& o,
                                              const EvidenceGroup& group, const GradientSums& sums,
@@ -591,14 +529,144 @@ std::vector<Explanation> coarser_arithmetics(const Attention& problem, const Att
   return found;
 }
 
+// The attempts to explain the wrong gradients of one group of heads.
+class GradientAttempts {
+ public:
+  GradientAttempts(const Attention& problem, const AttentionBackwardInput& input,
+                   const AttentionGradients& out, const std::vector<Contract>& ladder, Index b,
+                   Index g, const JudgeOptions& options)
+      : problem_(problem),
+        input_(input),
+        ladder_(ladder),
+        options_(options),
+        group_(gather_group(problem, input, out, ladder.front(), b, g)),
+        sums_(problem, input, ladder.front(), b, g),
+        right_(sums_.compute(GradientFormula(problem, input))),
+        typical_(ladder.size()) {
+    for (std::size_t n = 0; n < 3; ++n) {
+      const GradientRows& of = group_.gradients[n];
+      bounds_[n] = of.bound / (gradient_leeway * row_limit_of(of.dtype, of.exact.cols()));
+      rows_ += of.exact.rows();
+    }
+  }
+
+  // The faults that any kernel may have, then what may be read from the errors and those in some
+  // gradients, rows and keys alone, then coarser arithmetics.
+  Diagnosis diagnose() {
+    Diagnosis d = explain([&](Trials<GroupSums>& trials) {
+      for_each_formula(
+          [&](const GradientHypothesis& h, const std::string& words, GradientFormula& f) {
+            GroupSums x = sums_.compute(f);
+            const bool above_one = x.has_weights_above_one;
+            add(trials, h.name, words, std::move(x));
+            if (!above_one) return;
+            f.clamps_weights = true;
+            add(trials, h.name, words + ", and weights above 1 are 1", sums_.compute(f));
+          });
+    });
+    if (d.explanations.empty()) {
+      Diagnosis found = explain([&](Trials<GroupSums>& trials) {
+        for (GradientSuspicion& s :
+             gradient_suspicions_of(group_, problem_.shape, right_, sums_.terms()))
+          add(trials, s.name, std::move(s.words), std::move(s.sums));
+        attempt_in_places(trials);
+      });
+      d.explanations = std::move(found.explanations);
+      d.tried += found.tried;
+    }
+    if (d.explanations.empty() && is_replicated())
+      d.explanations = coarser_arithmetics(problem_, {input_.o, input_.lse}, group_, sums_, right_,
+                                           ladder_.front(), typical_of(0));
+    return d;
+  }
+
+ private:
+  bool is_replicated() const { return problem_.q.dtype != Dtype::f64; }
+
+  template <class Visit>
+  void for_each_formula(const Visit& visit) const {
+    for (const GradientHypothesis& h : hypotheses)
+      for_each_parameter(h.parameters, [&](Index parameter) {
+        GradientFormula f(problem_, input_);
+        if (h.alter(f, parameter)) visit(h, fmt::format(fmt::runtime(h.words), parameter), f);
+      });
+  }
+
+  void add(Trials<GroupSums>& trials, std::string_view name, std::string words, GroupSums x) const {
+    if (same(x, right_)) return;
+    const double distance = fits_of(group_, right_, x, bounds_).given.excess();
+    trials.add({name, std::move(words), distance, std::move(x)});
+  }
+
+  // A fault may be in one gradient alone, or in some rows and keys, and what else there is is
+  // right.
+  void attempt_in_places(Trials<GroupSums>& trials) {
+    const GradientRegion region =
+        wrong_region(group_, problem_.shape, is_replicated() ? sigma_of(0) : bounds_);
+    for_each_formula(
+        [&](const GradientHypothesis& h, const std::string& words, GradientFormula& f) {
+          const GroupSums all = sums_.compute(f);
+          for (std::size_t n = 0; n < 3; ++n)
+            add(trials, h.name,
+                fmt::format("{}, in {} alone", words, name_of(group_.gradients[n].output)),
+                with_gradients(all, {n == 0, n == 1, n == 2}));
+          if (region.has_all(problem_.shape)) return;
+          f.region = &region;
+          add(trials, h.name, fmt::format("{}, in {} alone", words, region.words(problem_.shape)),
+              with_gradients(sums_.compute(f), region.wrong));
+        });
+  }
+  // Right gradients, but for those that are taken from x.
+  GroupSums with_gradients(const GroupSums& x, const std::array<bool, 3>& taken) const {
+    GroupSums mixed = right_;
+    for (std::size_t n = 0; n < 3; ++n) {
+      if (!taken[n]) continue;
+      mixed.value[n] = x.value[n];
+      mixed.gauge[n] = x.gauge[n];
+    }
+    return mixed;
+  }
+
+  template <class Try>
+  Diagnosis explain(const Try& try_all) {
+    Trials<GroupSums> trials;
+    try_all(trials);
+    return trials.explain(rows_, same, [&](const GroupSums& x, const auto& take) {
+      if (!is_replicated()) {
+        take(std::string(), fits_of(group_, right_, x, bounds_));
+        return;
+      }
+      for (std::size_t n = 0; n < ladder_.size(); ++n)
+        if (take(ladder_[n].name, fits_of(group_, right_, x, sigma_of(n)))) return;
+    });
+  }
+
+  const GroupReplicates& typical_of(std::size_t rung) {
+    GroupReplicates& t = typical_[rung];
+    if (t.sigma.empty())
+      t = replicate(group_, ladder_[rung], replicate_count, options_.seed, options_.threads);
+    return t;
+  }
+  const std::vector<Eigen::VectorXd>& sigma_of(std::size_t rung) { return typical_of(rung).sigma; }
+
+  const Attention& problem_;
+  const AttentionBackwardInput& input_;
+  const std::vector<Contract>& ladder_;
+  const JudgeOptions& options_;
+  const EvidenceGroup group_;
+  const GradientSums sums_;
+  const GroupSums right_;
+  std::vector<Eigen::VectorXd> bounds_ = std::vector<Eigen::VectorXd>(3);
+  Index rows_ = 0;
+  std::vector<GroupReplicates> typical_;  // of each rung, once asked
+};
+
 }  // namespace
 
 void add_gradient_hypotheses(std::vector<std::string_view>& names) {
   for (const GradientHypothesis& h : hypotheses) names.push_back(h.name);
   for (const CoarseGradients& h : coarse_gradients) names.push_back(h.name);
-  for (const std::string_view name :
-       {"gradient-factor", "gradient-rows-zero", "gradient-rows-stale", "key-gradients-exchanged"})
-    names.push_back(name);
+  for (const std::string_view name : gradient_suspicion_names()) names.push_back(name);
 }
 
 Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInput& input,
@@ -607,97 +675,13 @@ Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInp
   const AttentionShape& s = problem.shape;
   if (s.batch == 0 || s.rows == 0 || s.keys == 0) return undiagnosed("there is no gradient");
   if (failed.rows_judged < failed.rows_total) return undiagnosed("only some rows were judged");
-  if (is_shared_alone(failed))
-    return diagnose_shared(
-        problem, input, out,
-        contract ? *contract : backward_ladder(problem.q.dtype, 64, s.group()).front());
+  const std::vector<Contract> ladder =
+      contract ? std::vector<Contract>{*contract} : backward_ladder(problem.q.dtype, 64, s.group());
+  if (is_shared_alone(failed)) return diagnose_shared(problem, input, out, ladder.front());
   if (s.group() * s.rows * s.keys > most_gradient_pairs / 8)
     return undiagnosed("a group has too many pairs");
-  const std::vector<Contract> ladder =
-      contract ? std::vector<Contract>{*contract}
-               : backward_ladder(problem.q.dtype, 64, problem.shape.group());
   const auto [b, g] = group_of(s, failed);
-  const EvidenceGroup group = gather_group(problem, input, out, ladder.front(), b, g);
-  const GradientSums sums(problem, input, ladder.front(), b, g);
-  const GroupSums right = sums.compute(GradientFormula(problem, input));
-  std::array<Eigen::VectorXd, 3> bounds;
-  for (std::size_t n = 0; n < 3; ++n)
-    bounds[n] =
-        group.gradients[n].bound /
-        (gradient_leeway * row_limit_of(group.gradients[n].dtype, group.gradients[n].exact.cols()));
-  Trials<GroupSums> trials;
-  const auto try_formula = [&](const GradientHypothesis& h, std::string words,
-                               const GradientFormula& f) {
-    GroupSums x = sums.compute(f);
-    const bool above_one = x.has_weights_above_one;
-    if (!same(x, right)) {
-      const double distance = fits_of(group, right, x, bounds).given.excess();
-      trials.add({h.name, std::move(words), distance, std::move(x)});
-    }
-    return above_one;
-  };
-  const auto for_each_formula = [&](const auto& visit) {
-    for (const GradientHypothesis& h : hypotheses)
-      for_each_parameter(h.parameters, [&](Index parameter) {
-        GradientFormula f(problem, input);
-        if (h.alter(f, parameter)) visit(h, fmt::format(fmt::runtime(h.words), parameter), f);
-      });
-  };
-  for_each_formula([&](const GradientHypothesis& h, const std::string& words, GradientFormula& f) {
-    if (!try_formula(h, words, f)) return;
-    f.clamps_weights = true;
-    try_formula(h, words + ", and weights above 1 are 1", f);
-  });
-  std::vector<GroupReplicates> typical(ladder.size());
-  Index rows = 0;
-  for (const GradientRows& gradient : group.gradients) rows += gradient.exact.rows();
-  const auto typical_of = [&](std::size_t rung) -> const GroupReplicates& {
-    GroupReplicates& t = typical[rung];
-    if (t.sigma.empty())
-      t = replicate(group, ladder[rung], replicate_count, options.seed, options.threads);
-    return t;
-  };
-  const auto measure = [&](const GroupSums& x, const auto& take) {
-    if (problem.q.dtype == Dtype::f64) {
-      take(std::string(), fits_of(group, right, x, bounds));
-      return;
-    }
-    for (std::size_t n = 0; n < ladder.size(); ++n) {
-      const GroupReplicates& t = typical_of(n);
-      if (take(ladder[n].name, fits_of(group, right, x, {t.sigma[0], t.sigma[1], t.sigma[2]})))
-        return;
-    }
-  };
-  Diagnosis d = trials.explain(rows, same, measure);
-  if (d.explanations.empty()) {
-    Trials<GroupSums> written;
-    Written(group, right, s).for_each([&](std::string_view name, std::string words, GroupSums x) {
-      const double distance = fits_of(group, right, x, bounds).given.excess();
-      written.add({name, std::move(words), distance, std::move(x)});
-    });
-    // A fault may be in one gradient, and the others are right.
-    for_each_formula(
-        [&](const GradientHypothesis& h, const std::string& words, const GradientFormula& f) {
-          const GroupSums all = sums.compute(f);
-          for (std::size_t n = 0; n < 3; ++n) {
-            GroupSums x = right;
-            x.value[n] = all.value[n];
-            x.gauge[n] = all.gauge[n];
-            if (same(x, right)) continue;
-            const double distance = fits_of(group, right, x, bounds).given.excess();
-            const std::string_view output = name_of(group.gradients[n].output);
-            written.add(
-                {h.name, fmt::format("{}, in {} alone", words, output), distance, std::move(x)});
-          }
-        });
-    Diagnosis found = written.explain(rows, same, measure);
-    d.explanations = std::move(found.explanations);
-    d.tried += found.tried;
-  }
-  if (d.explanations.empty() && problem.q.dtype != Dtype::f64)
-    d.explanations = coarser_arithmetics(problem, {input.o, input.lse}, group, sums, right,
-                                         ladder.front(), typical_of(0));
-  return d;
+  return GradientAttempts(problem, input, out, ladder, b, g, options).diagnose();
 }
 
 }  // namespace assay

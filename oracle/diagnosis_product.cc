@@ -12,6 +12,7 @@
 #include "oracle/explain.h"
 #include "oracle/low_bit_operands.h"
 #include "oracle/product_sample.h"
+#include "oracle/suspicions.h"
 
 namespace assay {
 namespace {
@@ -412,6 +413,73 @@ std::optional<std::pair<Index, double>> term_of_errors(const ProductSample& s,
   return found;
 }
 
+// The rows and columns of the sample that are wrong.
+struct WrongPart {
+  std::vector<char> row, column;
+  std::vector<Index> rows, columns;  // their numbers in C
+
+  bool is_all() const { return rows.size() == row.size() && columns.size() == column.size(); }
+  // "columns 4 and 5"
+  std::string words() const {
+    std::string of_rows = rows.size() == row.size() ? "" : list_of("row", rows);
+    std::string of_columns = columns.size() == column.size() ? "" : list_of("column", columns);
+    return of_rows + (of_rows.empty() || of_columns.empty() ? "" : ", ") + of_columns;
+  }
+  // The wrong part of x, and the rest of `right`.
+  RowMajor mixed(const RowMajor& x, const RowMajor& right) const {
+    RowMajor y = right;
+    for (Index i = 0; i < y.rows(); ++i)
+      for (Index j = 0; j < y.cols(); ++j)
+        if (row[usize(i)] && column[usize(j)]) y(i, j) = x(i, j);
+    return y;
+  }
+};
+
+WrongPart wrong_part(const ProductSample& s, const RowMajor& got, const RowMajor& right,
+                     const RowMajor& typical_square) {
+  RowMajor square(got.rows(), got.cols());
+  for (Index k = 0; k < square.size(); ++k)
+    square.data()[k] = std::pow(error_of(got.data()[k], right.data()[k]), 2);
+  const auto is_wrong = [&](const auto& errors, const auto& typical, Index numbers) {
+    const double limit = row_limit_of(s.out, numbers);
+    return !(errors.sum() <= limit * limit * typical.sum());
+  };
+  WrongPart x;
+  for (Index i = 0; i < got.rows(); ++i) {
+    x.row.push_back(is_wrong(square.row(i), typical_square.row(i), got.cols()));
+    if (x.row.back()) x.rows.push_back(s.rows[usize(i)]);
+  }
+  for (Index j = 0; j < got.cols(); ++j) {
+    x.column.push_back(is_wrong(square.col(j), typical_square.col(j), got.rows()));
+    if (x.column.back()) x.columns.push_back(s.columns[usize(j)]);
+  }
+  return x;
+}
+
+// Columns or rows that hold other ones. Calls take(words, C).
+template <class Take>
+void for_each_misplaced(const ProductSample& s, const RowMajor& got, const RowMajor& right,
+                        const Take& take) {
+  const auto numbered = [](Misplaced m, const std::vector<Index>& numbers) {
+    std::vector<Index> from(usize(numbers.back() + 1));
+    for (std::size_t k = 0; k < numbers.size(); ++k)
+      from[usize(numbers[k])] = numbers[usize(m.from[k])];
+    m.from = std::move(from);
+    for (Index& c : m.wrong) c = numbers[usize(c)];
+    return m;
+  };
+  RowMajor moved = right;
+  if (const Misplaced m = misplaced_columns(got, right); !m.wrong.empty() && m.all_found) {
+    for (const Index c : m.wrong) moved.col(c) = right.col(m.from[usize(c)]);
+    take(words_of(numbered(m, s.columns), "column", "C"), moved);
+  }
+  const Misplaced m = misplaced_columns(got.transpose(), right.transpose());
+  if (m.wrong.empty() || !m.all_found) return;
+  moved = right;
+  for (const Index r : m.wrong) moved.row(r) = right.row(m.from[usize(r)]);
+  take(words_of(numbered(m, s.rows), "row", "C"), moved);
+}
+
 // What is read from the candidate's own numbers: a factor of C, a term.
 template <class Attempt>
 void attempt_written(const ProductSample& s, const RowMajor& got, const RowMajor& right,
@@ -433,12 +501,109 @@ void attempt_written(const ProductSample& s, const RowMajor& got, const RowMajor
       counted);
 }
 
+// The attempts to explain a wrong product.
+class ProductAttempts {
+ public:
+  ProductAttempts(const Product& p, const TensorView& c, const std::vector<ProductContract>& ladder,
+                  const ProductSample& sample, const JudgeOptions& options)
+      : ladder_(ladder), sample_(sample), options_(options), reading_(p), typical_(ladder.size()) {
+    unaltered_.k_end = p.k;
+    right_.exact = product_of(reading_, unaltered_, sample_);
+    got_.resize(right_.exact.rows(), right_.exact.cols());
+    for (Index i = 0; i < got_.rows(); ++i)
+      for (Index j = 0; j < got_.cols(); ++j)
+        got_(i, j) = load(c, c.at(0, 0, sample.rows[usize(i)], sample.columns[usize(j)]));
+  }
+
+  // The faults that any kernel may have, then the rarer ones, what may be read from the errors, and
+  // what is wrong in some rows and columns alone.
+  Diagnosis diagnose() {
+    Diagnosis d = explain([&](Trials<ProductPrediction>& trials) {
+      for (const ProductHypothesis& h : hypotheses) attempt(trials, h);
+    });
+    if (!d.explanations.empty()) return d;
+    const Index before = d.tried;
+    d = explain([&](Trials<ProductPrediction>& trials) {
+      for (const ProductHypothesis& h : rarer_hypotheses) attempt(trials, h);
+      attempt_written(sample_, got_, right_.exact, unaltered_,
+                      [&](std::string_view name, std::string words, const AlteredProduct& a) {
+                        add(trials, name, std::move(words), product_of(reading_, a, sample_));
+                      });
+      for_each_misplaced(sample_, got_, right_.exact, [&](std::string words, const RowMajor& x) {
+        add(trials, "product-misplaced", std::move(words), x);
+      });
+      const WrongPart part = wrong_part(sample_, got_, right_.exact, typical_of(0));
+      if (part.is_all() || part.rows.empty()) return;
+      for (const ProductHypothesis& h : hypotheses) attempt(trials, h, &part);
+      for (const ProductHypothesis& h : rarer_hypotheses) attempt(trials, h, &part);
+    });
+    d.tried += before;
+    return d;
+  }
+
+ private:
+  const RowMajor& typical_of(std::size_t rung) {
+    RowMajor& square = typical_[rung];
+    if (square.size() == 0) {
+      square = replicate(sample_, ladder_[rung], options_).square;
+      for (double& x : std::span(square.data(), usize(square.size())))
+        if (!std::isfinite(x)) x = 0;
+    }
+    return square;
+  }
+  Fits fits(const ProductPrediction& x, std::size_t rung) {
+    return fits_of(sample_, got_, right_.exact, typical_of(rung), x.exact);
+  }
+
+  void add(Trials<ProductPrediction>& trials, std::string_view name, std::string words,
+           RowMajor exact) {
+    ProductPrediction x{std::move(exact)};
+    if (same(x, right_)) return;
+    const double distance = fits(x, 0).given.excess();
+    trials.add({name, std::move(words), distance, std::move(x)});
+  }
+  // With a part, what is not in it is right.
+  void attempt(Trials<ProductPrediction>& trials, const ProductHypothesis& h,
+               const WrongPart* part = nullptr) {
+    for_each_parameter(h.parameters, [&](Index parameter) {
+      AlteredProduct a = unaltered_;
+      if (!h.alter(a, reading_, parameter)) return;
+      std::string words = fmt::format(fmt::runtime(h.words), parameter);
+      RowMajor exact = product_of(reading_, a, sample_);
+      if (part) {
+        words += fmt::format(", in {} alone", part->words());
+        exact = part->mixed(exact, right_.exact);
+      }
+      add(trials, h.name, std::move(words), std::move(exact));
+    });
+  }
+  template <class Try>
+  Diagnosis explain(const Try& try_all) {
+    Trials<ProductPrediction> trials;
+    try_all(trials);
+    return trials.explain(got_.rows(), same, [&](const ProductPrediction& x, const auto& take) {
+      for (std::size_t n = 0; n < ladder_.size(); ++n)
+        if (take(ladder_[n].name, fits(x, n))) return;
+    });
+  }
+
+  const std::vector<ProductContract>& ladder_;
+  const ProductSample& sample_;
+  const JudgeOptions& options_;
+  const ProductReading reading_;
+  AlteredProduct unaltered_;
+  ProductPrediction right_;
+  RowMajor got_;
+  std::vector<RowMajor> typical_;  // squares of errors on each rung, once asked
+};
+
 }  // namespace
 
 void add_product_hypotheses(std::vector<std::string_view>& names) {
   for (const ProductHypothesis& h : hypotheses) names.push_back(h.name);
   for (const ProductHypothesis& h : rarer_hypotheses) names.push_back(h.name);
-  for (const std::string_view name : {"product-factor", "term-counted"}) names.push_back(name);
+  for (const std::string_view name : {"product-factor", "term-counted", "product-misplaced"})
+    names.push_back(name);
 }
 
 Diagnosis diagnose_product(const Product& p, const TensorView& c, const ProductContract* contract,
@@ -450,56 +615,7 @@ Diagnosis diagnose_product(const Product& p, const TensorView& c, const ProductC
   Verdict first = failed;
   if (failed.outside > 0) first.outputs[Output::c].worst = failed.first_failure;
   const ProductSample sample = sample_product(p, c, first, options.seed);
-  RowMajor got(sample.a.rows(), std::ssize(sample.columns));
-  for (Index i = 0; i < got.rows(); ++i)
-    for (Index j = 0; j < got.cols(); ++j)
-      got(i, j) = load(c, c.at(0, 0, sample.rows[usize(i)], sample.columns[usize(j)]));
-  const ProductReading reading(p);
-  AlteredProduct unaltered;
-  unaltered.k_end = p.k;
-  const ProductPrediction right{product_of(reading, unaltered, sample)};
-  std::vector<RowMajor> typical(ladder.size());
-  const auto typical_of = [&](std::size_t n) -> const RowMajor& {
-    if (typical[n].size() == 0) {
-      typical[n] = replicate(sample, ladder[n], options).square;
-      for (double& x : std::span(typical[n].data(), usize(typical[n].size())))
-        if (!std::isfinite(x)) x = 0;
-    }
-    return typical[n];
-  };
-  const auto trial = [&](Trials<ProductPrediction>& trials, std::string_view name,
-                         std::string words, const AlteredProduct& a) {
-    ProductPrediction x{product_of(reading, a, sample)};
-    if (same(x, right)) return;
-    const double distance =
-        fits_of(sample, got, right.exact, typical_of(0), x.exact).given.excess();
-    trials.add({name, std::move(words), distance, std::move(x)});
-  };
-  const auto attempt = [&](Trials<ProductPrediction>& trials, const ProductHypothesis& h) {
-    for_each_parameter(h.parameters, [&](Index parameter) {
-      AlteredProduct a = unaltered;
-      if (h.alter(a, reading, parameter))
-        trial(trials, h.name, fmt::format(fmt::runtime(h.words), parameter), a);
-    });
-  };
-  const auto measure = [&](const ProductPrediction& x, const auto& take) {
-    for (std::size_t n = 0; n < ladder.size(); ++n)
-      if (take(ladder[n].name, fits_of(sample, got, right.exact, typical_of(n), x.exact))) return;
-  };
-  Trials<ProductPrediction> trials;
-  for (const ProductHypothesis& h : hypotheses) attempt(trials, h);
-  Diagnosis d = trials.explain(got.rows(), same, measure);
-  if (!d.explanations.empty()) return d;
-  Trials<ProductPrediction> rarer;
-  for (const ProductHypothesis& h : rarer_hypotheses) attempt(rarer, h);
-  attempt_written(sample, got, right.exact, unaltered,
-                  [&](std::string_view name, std::string words, const AlteredProduct& a) {
-                    trial(rarer, name, std::move(words), a);
-                  });
-  const Index before = d.tried;
-  d = rarer.explain(got.rows(), same, measure);
-  d.tried += before;
-  return d;
+  return ProductAttempts(p, c, ladder, sample, options).diagnose();
 }
 
 }  // namespace assay

@@ -1,26 +1,28 @@
 // Known faults that are rarer than those of hypotheses_masks.cc and hypotheses_sums.cc.
-#include <limits>
-#include <numbers>
-
 #include "oracle/alteration.h"
 
 namespace assay {
 namespace {
 
-// Adds `bias` to the score of a key.
-bool add_to_key(Alteration& a, Index key, double bias) {
+// Pair (i, j) gets the element masks of the pair (i - rows, j - keys), and those that are outside
+// the tensor mask nothing.
+bool shift_masks(Alteration& a, Index rows, Index keys) {
   Attention& p = a.problem;
-  if (p.bias) {
-    const TensorView from = p.bias;
-    return replace(a, p.bias, p.shape.pair_extents(), [&](Index b, Index h, Index i, Index j) {
-      return load(from, from.at(b, h, i, j)) + (j == key ? bias : 0);
+  const Extents e = p.shape.pair_extents();
+  if (!(p.keep || p.bias) || element_count(e) > most_altered_elements) return false;
+  const Attention before = p;
+  const auto inside = [&](Index i, Index j) { return i >= 0 && i < e[2] && j >= 0 && j < e[3]; };
+  if (before.keep) {
+    a.keep.clear();
+    for_each_index(e, [&](Index b, Index h, Index i, Index j) {
+      a.keep.push_back(!inside(i - rows, j - keys) || before.keep.at(b, h, i - rows, j - keys));
     });
+    p.keep = {a.keep.data(), {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}};
   }
-  const auto of_key = [&](Index, Index, Index, Index j) { return j == key ? bias : 0; };
-  if (!replace(a, p.bias, {1, 1, 1, p.shape.keys}, of_key)) return false;
-  p.bias.shape = p.shape.pair_extents();
-  p.bias.stride = {0, 0, 0, 1};
-  return true;
+  return !before.bias || replace_bias(a, [&](Index b, Index h, Index i, Index j) {
+    return inside(i - rows, j - keys) ? load(before.bias, before.bias.at(b, h, i - rows, j - keys))
+                                      : 0;
+  });
 }
 
 // Gives each query head a K and a V of its own: those of the kv heads key_head(h) and
@@ -109,29 +111,25 @@ constexpr Hypothesis of_inputs[] = {
          return RowPlace{at.b, place / s.rows, place % s.rows};
        });
      }},
+    {"mask-late", "masks of pairs are read one key too far to the left",
+     [](Alteration& a, Index) { return shift_masks(a, 0, 1); }},
+    {"mask-early", "masks of pairs are read one key too far to the right",
+     [](Alteration& a, Index) { return shift_masks(a, 0, -1); }},
+    {"mask-of-row-before", "masks of pairs are those of the row before",
+     [](Alteration& a, Index) { return shift_masks(a, 1, 0); }},
+    {"mask-of-next-row", "masks of pairs are those of the next row",
+     [](Alteration& a, Index) { return shift_masks(a, -1, 0); }},
     {"bias-twice", "the additive mask is added twice",
      [](Alteration& a, Index) {
-       Attention& p = a.problem;
-       const TensorView from = p.bias;
-       return p.bias && !p.finite_min_masks &&
-              replace(a, p.bias, p.shape.pair_extents(), [&](Index b, Index h, Index i, Index j) {
+       const TensorView from = a.problem.bias;
+       return from && replace_bias(a, [&](Index b, Index h, Index i, Index j) {
                 return 2 * load(from, from.at(b, h, i, j));
               });
      }},
 };
 
-constexpr Hypothesis of_keys[] = {
-    {"key-left-out", "key {} is left out",
-     [](Alteration& a, Index key) {
-       return add_to_key(a, key, -std::numeric_limits<double>::infinity());
-     }},
-    {"key-twice", "key {} is counted twice",
-     [](Alteration& a, Index key) { return add_to_key(a, key, std::numbers::ln2); }},
-};
-
 }  // namespace
 
 std::span<const Hypothesis> input_hypotheses() { return of_inputs; }
-std::span<const Hypothesis> key_hypotheses() { return of_keys; }
 
 }  // namespace assay

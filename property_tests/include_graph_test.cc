@@ -9,6 +9,7 @@
 #include <fstream>
 #include <iterator>
 #include <regex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -246,6 +247,42 @@ std::vector<Source> project_sources() {
                      {std::istreambuf_iterator<char>(in), {}}});
   }
   return found;
+}
+
+// Headers that no file outside of their folder reads, directly or through another header, and whose
+// first line does not say that they are kept inside. Tests, fuzzers and benchmarks serve no other
+// room, so theirs are not asked.
+std::vector<std::string> headers_to_keep_inside(const std::vector<Source>& sources) {
+  const std::vector<Pattern> asked = {"problem/", "oracle/",  "kernels/", "harness/",
+                                      "judge/",   "reports/", "cli/"};
+  const auto folder = [](const std::string& path) { return path.substr(0, path.rfind('/') + 1); };
+  std::set<std::string> read;  // from outside
+  for (bool found = true; found;) {
+    found = false;
+    for (const Source& s : sources) {
+      const bool passes_on = is_header(s.path) && read.contains(s.path);
+      for (const std::string& included : includes_of(s.text))
+        if (folder(included) != folder(s.path) || passes_on) found |= read.insert(included).second;
+    }
+  }
+  std::vector<std::string> unmarked;
+  for (const Source& s : sources)
+    if (is_header(s.path) && matches_any(s.path, asked) && !read.contains(s.path) &&
+        kept_inside(s).empty())
+      unmarked.push_back(s.path);
+  return unmarked;
+}
+
+TEST(Structure, WhatNobodyOutsideReadsIsMarked) {
+  EXPECT_THAT(headers_to_keep_inside(project_sources()), IsEmpty());
+  const Source inner{"oracle/inner.h", "// Sums of rows.\n"},
+      door{"oracle/door.h", "// The door.\n#include \"oracle/through.h\"\n"},
+      through{"oracle/through.h", "// Types of the door.\n"},
+      marked{"oracle/marked.h", "// Inside oracle/: sums.\n"},
+      room{"oracle/room.cc", "#include \"oracle/inner.h\"\n#include \"oracle/marked.h\"\n"},
+      outside{"harness/judging/outside.cc", "#include \"oracle/door.h\"\n"};
+  EXPECT_THAT(headers_to_keep_inside({inner, door, through, marked, room, outside}),
+              ElementsAre("oracle/inner.h"));
 }
 
 TEST(Structure, RoomsIncludeOnlyWhatTheyMay) {

@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "harness/judging/outputs.h"
@@ -44,7 +45,21 @@ struct Mistake {
   bool k_of_head_modulo = false, v_of_head_modulo = false;  // heads of K and V are h mod Hkv
   bool k_of_batch_zero = false, v_of_batch_zero = false;
   double bias_times = 1;
+  Index mask_rows = 0, mask_keys = 0;                  // the additive mask is read so far back
+  double (*key_times)(Index j) = nullptr;              // factors of weights
+  double (*value_times)(Index j) = nullptr;            // of weights before they meet V
+  double (*lane_times)(Index d) = nullptr;             // of products of Q and K
+  std::pair<Index, Index> rows_of_v = {}, lanes = {};  // change places, lanes in K
+  // The rows that are computed wrongly; empty: all.
+  std::function<bool(Index b, Index h, Index i)> where = nullptr;
+  // In the backward pass only.
+  bool (*lacks_delta)(Index i, Index j) = nullptr;
+  Index dq_lacks_key = -1, dk_lacks_row = -1;
 };
+
+Index exchanged(std::pair<Index, Index> two, Index at) {
+  return at == two.first ? two.second : at == two.second ? two.first : at;
+}
 
 // Attention of one row or its gradients, without masks but causality.
 class PlainKernel {
@@ -52,25 +67,32 @@ class PlainKernel {
   PlainKernel(const Attention& p, Mistake m) : p_(p), s_(p.shape), m_(std::move(m)) {}
 
   void forward(const AttentionOutput& out) const {
+    const PlainKernel right(p_, {});
     for_each_row([&](Index b, Index h, Index i) {
-      const std::vector<double> s = scores(b, h, i);
-      double top = m_.zeros_behind > 0 ? 0 : -INFINITY, sum = 0;
-      for (double x : s) top = std::max(top, x);
-      std::vector<double> o(usize(s_.value_dim), 0.0);
-      for (std::size_t j = 0; j < s.size(); ++j) {
-        const double times = static_cast<Index>(j) == m_.key ? m_.times : 1;
-        const double weight = times * std::exp(m_.exponent * (s[j] - top));
-        sum += weight;
-        const Index g = m_.v_of_head_modulo ? h % s_.kv_heads : h / s_.group();
-        for (Index c = 0; c < s_.value_dim; ++c)
-          o[usize(c)] += m_.operands(m_.weights(weight)) *
-                         element(p_.v, m_.v_of_batch_zero ? 0 : b, g, static_cast<Index>(j), c);
-      }
-      sum += static_cast<double>(m_.zeros_behind) * std::exp(m_.exponent * -top);
-      for (Index c = 0; c < s_.value_dim; ++c)
-        store(out.o, out.o.at(b, h, i, c), sum > 0 ? o[usize(c)] / sum : 0);
-      store(out.lse, out.lse.at(b, h, i, 0), top + std::log(sum));
+      (!m_.where || m_.where(b, h, i) ? *this : right).forward_row(out, b, h, i);
     });
+  }
+  void forward_row(const AttentionOutput& out, Index b, Index h, Index i) const {
+    const std::vector<double> s = scores(b, h, i);
+    double top = m_.zeros_behind > 0 ? 0 : -INFINITY, sum = 0;
+    for (double x : s) top = std::max(top, x);
+    std::vector<double> o(usize(s_.value_dim), 0.0);
+    for (std::size_t j = 0; j < s.size(); ++j) {
+      const auto key = static_cast<Index>(j);
+      const double times = key == m_.key ? m_.times : m_.key_times ? m_.key_times(key) : 1;
+      double weight = times * std::exp(m_.exponent * (s[j] - top));
+      sum += weight;
+      if (m_.value_times) weight *= m_.value_times(key);
+      const Index g = m_.v_of_head_modulo ? h % s_.kv_heads : h / s_.group();
+      for (Index c = 0; c < s_.value_dim; ++c)
+        o[usize(c)] +=
+            m_.operands(m_.weights(weight)) *
+            element(p_.v, m_.v_of_batch_zero ? 0 : b, g, exchanged(m_.rows_of_v, key), c);
+    }
+    sum += static_cast<double>(m_.zeros_behind) * std::exp(m_.exponent * -top);
+    for (Index c = 0; c < s_.value_dim; ++c)
+      store(out.o, out.o.at(b, h, i, c), sum > 0 ? o[usize(c)] / sum : 0);
+    store(out.lse, out.lse.at(b, h, i, 0), top + std::log(sum));
   }
 
   // dQ, dK and dV, from the stored O and LSE.
@@ -91,13 +113,16 @@ class PlainKernel {
         double dp = 0;
         for (Index c = 0; c < s_.value_dim; ++c)
           dp += element(in.d_o, b, h, i, c) * element(p_.v, b, g, j, c);
-        const double ds = m_.operands(weight * (dp - delta)),
+        const double subtracted = m_.lacks_delta && m_.lacks_delta(i, j) ? 0 : delta;
+        const double ds = m_.operands(weight * (dp - subtracted)),
                      scaled = static_cast<double>(p_.scale) * ds;
         const auto key = usize((b * s_.kv_heads + g) * s_.keys + j);
         const bool row_counts = i < s_.rows / m_.tile * m_.tile;
         for (Index d = 0; d < s_.dim; ++d) {
-          if (j < s_.keys / m_.tile * m_.tile) dq[usize(d)] += scaled * element(p_.k, b, g, j, d);
-          if (row_counts) dk[key * usize(s_.dim) + usize(d)] += scaled * element(p_.q, b, h, i, d);
+          if (j < s_.keys / m_.tile * m_.tile && j != m_.dq_lacks_key)
+            dq[usize(d)] += scaled * element(p_.k, b, g, j, d);
+          if (row_counts && i != m_.dk_lacks_row)
+            dk[key * usize(s_.dim) + usize(d)] += scaled * element(p_.q, b, h, i, d);
         }
         for (Index c = 0; c < s_.value_dim && row_counts; ++c)
           dv[key * usize(s_.value_dim) + usize(c)] +=
@@ -132,9 +157,12 @@ class PlainKernel {
     for (Index j = 0; j < end; ++j) {
       double dot = 0;
       for (Index d = 0; d < s_.dim; ++d)
-        dot += element(p_.q, b, h, i, d) * element(p_.k, m_.k_of_batch_zero ? 0 : b, g, j, d);
+        dot += (m_.lane_times ? m_.lane_times(d) : 1) * element(p_.q, b, h, i, d) *
+               element(p_.k, m_.k_of_batch_zero ? 0 : b, g, j, exchanged(m_.lanes, d));
       s.push_back(static_cast<double>(p_.scale) * dot);
-      if (p_.bias) s.back() += m_.bias_times * load(p_.bias, p_.bias.at(b, h, i, j));
+      const Index row = i - m_.mask_rows, key = j - m_.mask_keys;
+      if (p_.bias && row >= 0 && row < s_.rows && key >= 0 && key < s_.keys)
+        s.back() += m_.bias_times * load(p_.bias, p_.bias.at(b, h, row, key));
     }
     return s;
   }
@@ -212,6 +240,22 @@ TEST(Mistakes, WhatStandsInPlaceOfOIsNamed) {
       {"output-halves-exchanged", "the halves of the columns of O are exchanged",
        change([](const ReadO& o, Index b, Index h, Index i, Index c) {
          return o(b, h, i, (c + columns / 2) % columns);
+       })},
+      {"output-columns-misplaced", "column 9 of O holds column 8",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return o(b, h, i, c == 9 ? 8 : c);
+       })},
+      {"output-columns-misplaced", "columns 3 and 4 of O hold columns 4 and 3",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return o(b, h, i, exchanged({3, 4}, c));
+       })},
+      {"output-columns-factor", "O is 1.01 times what it should be in columns 8 to 15",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return (c < 8 ? 1 : 1.01) * o(b, h, i, c);
+       })},
+      {"output-columns-zero", "O is 0 in columns 2 and 7",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return c == 2 || c == 7 ? 0 : o(b, h, i, c);
        })},
       {"heads-exchanged", "pairs of heads have each other's O",
        change(
@@ -305,6 +349,51 @@ TEST(Mistakes, RarerOnesAreNamedWithTheirKey) {
       {"v-batch-zero", "reads V of the first", {.v_of_batch_zero = true}, ""},
       {"bias-twice", "is added twice", {.bias_times = 2}, "bias=normal"},
       {"key-left-out", "key 17 is left out", {.key = 17, .times = 0}, "bias=normal"},
+      {"mask-late", "read one key too far to the left", {.mask_keys = 1}, "bias=normal"},
+      {"mask-early", "read one key too far to the right", {.mask_keys = -1}, "bias=normal"},
+      {"mask-of-row-before", "those of the row before", {.mask_rows = 1}, "bias=normal"},
+      {"mask-of-next-row", "those of the next row", {.mask_rows = -1}, "bias=normal"},
+      {"keys-misweighted",
+       "weights of keys 16 to 31 are multiplied by 1.5",
+       {.key_times = [](Index j) { return j / 16 == 1 ? 1.5 : 1; }},
+       ""},
+      {"keys-misweighted",
+       "keys 32 to 47 are left out",
+       {.key_times = [](Index j) { return j / 16 == 2 ? 0.0 : 1; }},
+       ""},
+      {"keys-misweighted",
+       "weights of every key 3 modulo 8 are multiplied by 1.2",
+       {.key_times = [](Index j) { return j % 8 == 3 ? 1.2 : 1; }},
+       ""},
+      {"keys-misweighted",
+       "weights of keys from 37 on are multiplied by 0.5",
+       {.key_times = [](Index j) { return j >= 37 ? 0.5 : 1; }},
+       ""},
+      {"values-misweighted",
+       "V of keys 16 to 31 are left out of P V",
+       {.value_times = [](Index j) { return j / 16 == 1 ? 0.0 : 1; }},
+       ""},
+      {"values-misweighted",
+       "V of key 20 is multiplied by 3",
+       {.value_times = [](Index j) { return j == 20 ? 3.0 : 1; }},
+       ""},
+      {"rows-of-v-exchanged",
+       "rows 5 and 30 of V, or of K, are exchanged",
+       {.rows_of_v = {5, 30}},
+       ""},
+      {"lane-left-out",
+       "column 7 of Q and K is left out",
+       {.lane_times = [](Index d) { return d == 7 ? 0.0 : 1; }},
+       ""},
+      {"lane-twice",
+       "column 2 of Q and K counts twice",
+       {.lane_times = [](Index d) { return d == 2 ? 2.0 : 1; }},
+       ""},
+      {"lane-negated",
+       "column 4 of Q or K has the wrong sign",
+       {.lane_times = [](Index d) { return d == 4 ? -1.0 : 1; }},
+       ""},
+      {"lanes-exchanged", "columns 4 and 11 of Q, or of K, are exchanged", {.lanes = {4, 11}}, ""},
   };
   for (const Rare& rare : all)
     for (const std::string dtype : {"f32", "f16", "bf16"}) {
@@ -313,6 +402,37 @@ TEST(Mistakes, RarerOnesAreNamedWithTheirKey) {
       const Diagnosis d = diagnosis_of(rare.mistake, line);
       EXPECT_EQ(rank_of(d, rare.cause), 1) << rare.cause << " on " << line;
       EXPECT_THAT(sentence_on(d), testing::HasSubstr(rare.words)) << line;
+    }
+}
+
+// A fault that some of the rows have alone is named with these, and with the ones that were spared.
+TEST(Mistakes, InSomeRowsAloneAreNamedWithThese) {
+  struct Local {
+    const char* cause;
+    const char* words;
+    Mistake mistake;
+  };
+  const Local all[] = {
+      {"causal-early",
+       "one key early, in rows 16 and on alone",
+       {.early = 1, .where = [](Index, Index, Index i) { return i >= 16; }}},
+      {"key-left-out",
+       "key 20 is left out, in head 2 alone",
+       {.key = 20, .times = 0, .where = [](Index, Index h, Index) { return h == 2; }}},
+      {"first-key-dropped",
+       "the first key is dropped, in batch element 1 alone",
+       {.key = 0, .times = 0, .where = [](Index b, Index, Index) { return b == 1; }}},
+      {"log2-e-rounded",
+       "log2 e is rounded to 2 places behind the point, in odd heads alone",
+       {.exponent = 1.44 / 1.4426950408889634,
+        .where = [](Index, Index h, Index) { return h % 2 == 1; }}},
+  };
+  for (const Local& local : all)
+    for (const std::string dtype : {"f32", "f16", "bf16"}) {
+      const std::string line = "attention b=2 h=4/2 l=20x50 d=16 causal offset=end dtype=" + dtype;
+      const Diagnosis d = diagnosis_of(local.mistake, line);
+      EXPECT_EQ(rank_of(d, local.cause), 1) << local.cause << " in " << dtype;
+      EXPECT_THAT(sentence_on(d), testing::HasSubstr(local.words)) << dtype;
     }
 }
 
@@ -325,6 +445,14 @@ TEST(Mistakes, OfGradientsAreNamed) {
        {"f32", "f32 scores=heavy-tail"}},
       {"gradient-tf32-products", {.operands = tf32}, {"f32", "f32 causal offset=end"}},
       {"gradient-weights-in-f8e4m3", {.weights = rounds_to(Dtype::f8e4m3)}, {"f32", "f16", "bf16"}},
+      {"delta-omitted",
+       {.lacks_delta = [](Index i, Index) { return i >= 8 && i < 16; }},
+       {"f32", "f16", "bf16"}},
+      {"delta-omitted",
+       {.lacks_delta = [](Index i, Index j) { return i < 16 && j >= 16 && j < 32; }},
+       {"f32", "f16", "bf16"}},
+      {"gradient-key-left-out", {.dq_lacks_key = 11}, {"f32", "f16", "bf16"}},
+      {"gradient-row-left-out", {.dk_lacks_row = 13}, {"f32", "f16 causal offset=end"}},
   };
   for (const auto& [cause, mistake, lines] : all)
     for (const std::string& rest : lines) {
@@ -372,6 +500,20 @@ TEST(Mistakes, WhatStandsInPlaceOfGradientsIsNamed) {
          const TensorView& v = out.dq.view();
          for (Index d = 0; d < v.shape[3]; ++d)
            store(v, v.at(0, 1, 12, d), load(v, v.at(0, 1, 11, d)));
+       }},
+      {"gradient-columns-misplaced", "column 6 of dV holds column 5",
+       [&](const GradientOutputs& out) {
+         const TensorView& v = out.dv.view();
+         for_each_index(v.shape, [&](Index b, Index h, Index j, Index d) {
+           if (d == 6) store(v, v.at(b, h, j, d), load(v, v.at(b, h, j, 5)));
+         });
+       }},
+      {"gradient-rows-misplaced", "key 40 of dK holds key 3",
+       [&](const GradientOutputs& out) {
+         const TensorView& k = out.dk.view();
+         for_each_index(k.shape, [&](Index b, Index h, Index j, Index d) {
+           if (j == 40) store(k, k.at(b, h, j, d), load(k, k.at(b, h, 3, d)));
+         });
        }},
       {"key-gradients-exchanged", "dK and dV are exchanged",
        [&](const GradientOutputs& out) {
@@ -511,6 +653,23 @@ TEST(Mistakes, OfProductsAreNamed) {
            std::rotate(row, row + columns - 1, row + columns);
          }
        }},
+      {"product-misplaced",
+       "columns 7 and 30 of C hold columns 30 and 7",
+       {},
+       [](Numbers& c) {
+         for (Index m = 0; m < rows; ++m)
+           std::swap(c[usize(m * columns + 7)], c[usize(m * columns + 30)]);
+       }},
+      {"product-misplaced",
+       "row 12 of C holds row 11",
+       {},
+       [](Numbers& c) {
+         std::copy_n(c.begin() + 11 * columns, columns, c.begin() + 12 * columns);
+       }},
+      {"last-term-dropped",
+       "the last term of each sum is dropped, in row 5 alone",
+       [](Numbers& a, Numbers&) { a[usize(6 * depth - 1)] = 0; },
+       {}},
   };
   for (const Wrong& wrong : all) {
     const Diagnosis d = diagnosis_of_product("product m=20 n=40 k=128 dtype=f32 w=int8:32",

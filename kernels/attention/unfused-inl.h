@@ -1,4 +1,5 @@
-// Unfused attention. The file is compiled once for each SIMD target, hence the guard.
+// Inside kernels/attention/: unfused attention. The file is compiled once for each SIMD target,
+// hence the guard.
 //
 // Every sum is fp32, in an order that depends on the target alone: q.k and the row sum in vector
 // lanes, P V key by key.

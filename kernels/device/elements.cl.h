@@ -1,5 +1,5 @@
-// Reads and writes numbers in memory, for attention.cl and product.cl. INPUT and OUTPUT are 1 for
-// f32, 2 for f16, 3 for bf16, as the host numbers them.
+// Inside kernels/device/: reads and writes numbers in memory, for attention.cl and product.cl.
+// INPUT and OUTPUT are 1 for f32, 2 for f16, 3 for bf16, as the host numbers them.
 
 // Without contraction, every rounding that a bound counts is a rounding that was written here.
 #pragma OPENCL FP_CONTRACT OFF
