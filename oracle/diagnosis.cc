@@ -505,8 +505,12 @@ class Attempts {
 
   void attempt_everywhere(Trials<Prediction>& trials, std::string_view name, std::string words,
                           Prediction x) {
+    add(trials, name, std::move(words), std::move(x), false);
+  }
+  void add(Trials<Prediction>& trials, std::string_view name, std::string words, Prediction x,
+           bool of_a_part) {
     const double distance = fits(x, typical_by_bounds(x.rows)).given.excess();
-    trials.add({name, std::move(words), distance, std::move(x)});
+    trials.add({name, std::move(words), distance, std::move(x), of_a_part});
   }
 
   // The failing rows alone have the fault. It would show in other rows too, and these are right.
@@ -530,7 +534,7 @@ class Attempts {
     }
     if (spared.empty()) return;
     words += fmt::format(", {} alone", region_of(failing_places_, spared));
-    attempt_everywhere(trials, name, std::move(words), std::move(x));
+    add(trials, name, std::move(words), std::move(x), true);
   }
 
   const ProjectedAttention& problem_;

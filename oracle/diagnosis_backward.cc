@@ -468,6 +468,8 @@ Fits fits_of(const EvidenceGroup& group, const GroupSums& right, const GroupSums
                                        largest > 0 ? floor_of_row(g.dtype, largest) : 0});
       fits.add(rms_error(got.row(0), x.value[n].row(r)),
                rms_error(got.row(0), right.value[n].row(r)), typical, limit);
+      fits.add_share(Eigen::RowVectorXd(got.row(0) - right.value[n].row(r)),
+                     Eigen::RowVectorXd(x.value[n].row(r) - right.value[n].row(r)), typical);
     }
   }
   return fits;
@@ -592,10 +594,11 @@ class GradientAttempts {
       });
   }
 
-  void add(Trials<GroupSums>& trials, std::string_view name, std::string words, GroupSums x) const {
+  void add(Trials<GroupSums>& trials, std::string_view name, std::string words, GroupSums x,
+           bool of_a_part = false) const {
     if (same(x, right_)) return;
     const double distance = fits_of(group_, right_, x, bounds_).given.excess();
-    trials.add({name, std::move(words), distance, std::move(x)});
+    trials.add({name, std::move(words), distance, std::move(x), of_a_part});
   }
 
   // A fault may be in one gradient alone, or in some rows and keys, and what else there is is
@@ -609,11 +612,11 @@ class GradientAttempts {
           for (std::size_t n = 0; n < 3; ++n)
             add(trials, h.name,
                 fmt::format("{}, in {} alone", words, name_of(group_.gradients[n].output)),
-                with_gradients(all, {n == 0, n == 1, n == 2}));
+                with_gradients(all, {n == 0, n == 1, n == 2}), true);
           if (region.has_all(problem_.shape)) return;
           f.region = &region;
           add(trials, h.name, fmt::format("{}, in {} alone", words, region.words(problem_.shape)),
-              with_gradients(sums_.compute(f), region.wrong));
+              with_gradients(sums_.compute(f), region.wrong), true);
         });
   }
   // Right gradients, but for those that are taken from x.

@@ -392,6 +392,9 @@ Fits fits_of(const ProductSample& s, const RowMajor& got, const RowMajor& right,
       typical += std::max(std::min(grown * grown, 0x1p40) * typical_square(i, j), floor * floor);
     }
     fits.add(std::sqrt(square), std::sqrt(from_right), std::sqrt(typical), limit);
+    fits.add_share(Eigen::RowVectorXd(got.row(i) - right.row(i)),
+                   Eigen::RowVectorXd(exact.row(i) - right.row(i)),
+                   std::sqrt(typical / static_cast<double>(exact.cols())));
   }
   return fits;
 }
@@ -556,11 +559,11 @@ class ProductAttempts {
   }
 
   void add(Trials<ProductPrediction>& trials, std::string_view name, std::string words,
-           RowMajor exact) {
+           RowMajor exact, bool of_a_part = false) {
     ProductPrediction x{std::move(exact)};
     if (same(x, right_)) return;
     const double distance = fits(x, 0).given.excess();
-    trials.add({name, std::move(words), distance, std::move(x)});
+    trials.add({name, std::move(words), distance, std::move(x), of_a_part});
   }
   // With a part, what is not in it is right.
   void attempt(Trials<ProductPrediction>& trials, const ProductHypothesis& h,
@@ -574,7 +577,7 @@ class ProductAttempts {
         words += fmt::format(", in {} alone", part->words());
         exact = part->mixed(exact, right_.exact);
       }
-      add(trials, h.name, std::move(words), std::move(exact));
+      add(trials, h.name, std::move(words), std::move(exact), part != nullptr);
     });
   }
   template <class Try>

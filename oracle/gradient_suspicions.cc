@@ -157,24 +157,32 @@ class Written {
   std::string lose_row(std::size_t n, GroupSums& x) const {
     const RowMajor errors = got_[n] - right_.value[n];
     if (!errors.allFinite()) return {};
-    Eigen::VectorXd along(s_.rows * std::ssize(terms_)), square = along;
+    // Of each row in each head of the group, and then of each row in all heads.
+    const Index rows = s_.rows, heads = std::ssize(terms_);
+    Eigen::VectorXd along = Eigen::VectorXd::Zero(rows * (heads + 1)), square = along;
     const auto operands = [&](const GradientTerms& t) {
       return n == 1 ? std::pair(&t.score, &t.q) : std::pair(&t.weight, &t.d_o);
     };
-    for (std::size_t h = 0; h < terms_.size(); ++h) {
-      const auto [left, right] = operands(terms_[h]);
-      const Index first = static_cast<Index>(h) * s_.rows;
-      along.segment(first, s_.rows) = (*left * errors).cwiseProduct(*right).rowwise().sum();
-      square.segment(first, s_.rows) =
+    for (Index h = 0; h < heads; ++h) {
+      const auto [left, right] = operands(terms_[usize(h)]);
+      along.segment(h * rows, rows) = (*left * errors).cwiseProduct(*right).rowwise().sum();
+      square.segment(h * rows, rows) =
           left->cwiseAbs2().rowwise().sum().cwiseProduct(right->rowwise().squaredNorm());
+      along.tail(rows) += along.segment(h * rows, rows);
+      square.tail(rows) += square.segment(h * rows, rows);
     }
     const auto [at, times] = most_along(along, square);
     if (!times) return {};
-    const auto [left, right] = operands(terms_[usize(at / s_.rows)]);
-    const Index row = at % s_.rows;
-    x.value[n] += (*times - 1) * left->row(row).transpose() * right->row(row);
-    return fmt::format("row {} of head {} of the group {} {}", row, at / s_.rows,
-                       *times == 0 ? "gives nothing to" : "counts twice in", output(n));
+    const Index row = at % rows, head = at / rows;
+    for (Index h = 0; h < heads; ++h) {
+      if (head < heads && h != head) continue;
+      const auto [left, right] = operands(terms_[usize(h)]);
+      x.value[n] += (*times - 1) * left->row(row).transpose() * right->row(row);
+    }
+    return fmt::format(
+        "row {}{} {} {}", row,
+        head < heads && heads > 1 ? fmt::format(" of head {} of the group", head) : "",
+        *times == 0 ? "gives nothing to" : "counts twice in", output(n));
   }
 
   static std::pair<Index, std::optional<double>> most_along(const Eigen::VectorXd& along,

@@ -323,13 +323,13 @@ void suspect_keys(const ProjectedAttention& p, std::span<const WrongRow> rows,
         all.push_back({"values-misweighted",
                        m.factor == 0
                            ? fmt::format("V of {} {} left out of P V", keys, are)
-                           : fmt::format("V of {} {} multiplied by {:.4g}", keys, are, m.factor),
+                           : fmt::format("V of {} {} multiplied by {:.3g}", keys, are, m.factor),
                        alter});
       else
         all.push_back({"keys-misweighted",
                        m.factor == 0
                            ? fmt::format("{} {} left out", keys, are)
-                           : fmt::format("weights of {} are multiplied by {:.4g}", keys, m.factor),
+                           : fmt::format("weights of {} are multiplied by {:.3g}", keys, m.factor),
                        alter});
     }
   }
