@@ -211,7 +211,7 @@ int run(CheckOptions& o) {
   const PageSections sections = sections_of_page(o.files);
   std::unique_ptr<Candidate> candidate = open_candidate(o);
   const Features has = drawn_features(*candidate);
-  if (!candidate->is_asked()) candidate.reset();  // it may hold a device
+  if (!candidate->guest()) candidate.reset();  // it may hold a device
   const Selection selection = asked_selection(o, o.selection.seed, has);
   if (o.list) {
     for (const Case& c : selection.cases) tell("{}\n", print_case(c));

@@ -49,9 +49,8 @@ TEST(Fitness, ALargerRatioIsAnotherCounter) {
 // a little twice; the factor stays far inside the bound.
 class Shrinking : public Candidate {
  public:
-  explicit Shrinking(double factor) : factor_(factor) {}
-  std::string name() const override { return "shrinking"; }
-  Abilities abilities() const override { return {.promises_bits = false}; }
+  explicit Shrinking(double factor)
+      : Candidate({.name = "shrinking", .abilities = {.promises_bits = false}}), factor_(factor) {}
   std::string unsupported(const Call& call) const override { return host_->unsupported(call); }
   std::optional<Arithmetic> arithmetic(const Call&, const kernels::Execution&) const override {
     return std::nullopt;

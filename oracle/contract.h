@@ -11,6 +11,7 @@
 
 #include "problem/attention.h"
 #include "problem/names.h"
+#include "problem/weight_sets.h"
 
 namespace assay {
 
@@ -113,8 +114,8 @@ struct ProductContract {
   double floor = 0x1p-149;  // the smallest subnormal: a step that underflows errs by at most this
 };
 
-// The arithmetic of attention or of a product.
-using Arithmetic = std::variant<Contract, ProductContract>;
+// The arithmetic of attention or of a product, or the rule by which a quantizer rounds its scales.
+using Arithmetic = std::variant<Contract, ProductContract, GroupScale>;
 
 // The contracts that are tried for a kernel that declares none, from the strictest to the most
 // lenient.

@@ -37,9 +37,9 @@ namespace {
 class Misbehaving : public Candidate {
  public:
   using Deed = std::function<kernels::Status(const Attention&, const AttentionOutput&, int call)>;
-  explicit Misbehaving(Deed deed) : deed_(std::move(deed)) {}
-  std::string name() const override { return "misbehaving"; }
-  Abilities abilities() const override { return {}; }
+  explicit Misbehaving(Deed deed, bool promises = true)
+      : Candidate({.name = "misbehaving", .abilities = {.promises_bits = promises}}),
+        deed_(std::move(deed)) {}
   std::string unsupported(const Call&) const override { return why_; }
   std::optional<Arithmetic> arithmetic(const Call& call,
                                        const kernels::Execution& how) const override {
@@ -78,8 +78,7 @@ TEST(Guard, TheKernelAloneIsFine) {
 // A kernel that adds 0 times NaN: NaN in V of a key makes NaN of every row of its head.
 class SpreadsNan : public Misbehaving {
  public:
-  explicit SpreadsNan(bool promises) : Misbehaving(&spread), promises_(promises) {}
-  Abilities abilities() const override { return {.promises_bits = promises_}; }
+  explicit SpreadsNan(bool promises) : Misbehaving(&spread, promises) {}
 
  private:
   static kernels::Status spread(const Attention& p, const AttentionOutput& out, int) {
@@ -90,7 +89,6 @@ class SpreadsNan : public Misbehaving {
     });
     return {};
   }
-  bool promises_;
 };
 
 // Masked keys are told from keys beyond the length, where memory may hold anything.
@@ -322,10 +320,12 @@ class MisbehavingBeyond : public Candidate {
   using Backward = std::function<void(const Attention&, const AttentionBackwardInput&,
                                       const AttentionGradients&, int call)>;
   using Cached = std::function<void(const Inputs&, const AttentionOutput&, int call)>;
-  std::string name() const override { return "misbehaving"; }
-  Abilities abilities() const override {
-    return {.cache = cached != nullptr, .backward = backward != nullptr};
-  }
+  MisbehavingBeyond(Backward of_gradients, Cached of_caches)
+      : Candidate(
+            {.name = "misbehaving",
+             .abilities = {.cache = of_caches != nullptr, .backward = of_gradients != nullptr}}),
+        backward(std::move(of_gradients)),
+        cached(std::move(of_caches)) {}
   std::string unsupported(const Call&) const override { return {}; }
   std::optional<Arithmetic> arithmetic(const Call& call,
                                        const kernels::Execution& how) const override {
@@ -350,8 +350,7 @@ class MisbehavingBeyond : public Candidate {
 CaseResult run_backward(
     MisbehavingBeyond::Backward deed,
     const char* line = "backward b=1 h=2 l=9x20 d=8 causal layout=q:padded bias=normal@hj") {
-  MisbehavingBeyond candidate;
-  candidate.backward = std::move(deed);
+  MisbehavingBeyond candidate(std::move(deed), nullptr);
   return execute(parse_case(line), candidate);
 }
 
@@ -430,9 +429,8 @@ TEST(GuardBackward, RunsAndRelationsThatDisagree) {
 }
 
 TEST(GuardBackward, AWrongForwardIsNotForgivenByItsGradients) {
-  MisbehavingBeyond candidate;
-  candidate.backward = [](auto&&...) {};
   struct Wrong : MisbehavingBeyond {
+    Wrong() : MisbehavingBeyond([](auto&&...) {}, nullptr) {}
     kernels::Status run(const Request& request) override {
       const kernels::Status status = MisbehavingBeyond::run(request);
       if (const auto* call = std::get_if<ForwardCall>(&request.call))
@@ -440,23 +438,21 @@ TEST(GuardBackward, AWrongForwardIsNotForgivenByItsGradients) {
       return status;
     }
   } wrong;
-  wrong.backward = [](auto&&...) {};
   const CaseResult r = execute(parse_case("backward b=1 h=2 l=9x20 d=8"), wrong);
   EXPECT_THAT(r, FailsWith("LSE is outside its bound"));
 }
 
 TEST(GuardBackward, WithoutABackwardPassOrACacheIsUnsupported) {
-  MisbehavingBeyond candidate;
+  MisbehavingBeyond candidate(nullptr, nullptr);
   EXPECT_THAT(execute(parse_case("backward b=1 h=1 l=3 d=4"), candidate), IsUnsupported());
   EXPECT_THAT(execute(parse_case("attention b=1 h=1 l=3 d=4 cache=contiguous"), candidate),
               IsUnsupported());
 }
 
 TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
-  MisbehavingBeyond candidate;
+  MisbehavingBeyond candidate(nullptr, [](auto&&...) {});
   const Case c =
       parse_case("attention b=2 h=4/2 l=9x20 d=8 causal offset=end cache=paged:4 chunks=4,1");
-  candidate.cached = [](auto&&...) {};
   const CaseResult fine = execute(c, candidate);
   EXPECT_THAT(fine, Passes());
   for (const char* name : {"threads", "chunks", "pages", "no-cache"})
@@ -466,10 +462,9 @@ TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
   };
   EXPECT_THAT(execute(c, candidate), FailsWith("an input was changed"));
   // One call and chunks differ by an ulp, which no bound notices.
-  MisbehavingBeyond leaning;
-  leaning.cached = [](const Inputs&, const AttentionOutput& out, int call) {
+  MisbehavingBeyond leaning(nullptr, [](const Inputs&, const AttentionOutput& out, int call) {
     if (call >= 2) static_cast<float*>(out.o.data)[out.o.at(1, 2, 3, 4)] *= 1 + 0x1p-23f;
-  };
+  });
   EXPECT_THAT(execute(c, leaning),
               FailsWith("relation chunks violated: O[b=1, h=2, row=3, column=4]"));
 }
@@ -477,8 +472,7 @@ TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
 // If an infinity of Q is projected first, the output may be NaN and nothing else. An infinity in
 // the rotary part, or a NaN of Q, is judged as usual.
 TEST(GuardCache, OnlyNanIsExcusedOfAProjectedInfinity) {
-  MisbehavingBeyond candidate;
-  candidate.cached = [](auto&&...) {};
+  MisbehavingBeyond candidate(nullptr, [](auto&&...) {});
   const auto with = [&](const char* poke, double instead) {
     candidate.cached = [instead](const Inputs&, const AttentionOutput& out, int) {
       if (instead == 0) return;

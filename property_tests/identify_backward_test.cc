@@ -29,9 +29,10 @@ TensorView head_of(TensorView t, Index h) {
 // A backward pass that computes as the emulation says.
 class EmulatedBackwardPass : public Candidate {
  public:
-  EmulatedBackwardPass(Emulation e, Heads heads) : e_(std::move(e)), heads_(heads) {}
-  std::string name() const override { return e_.contract.name; }
-  Abilities abilities() const override { return {.backward = true}; }
+  EmulatedBackwardPass(Emulation e, Heads heads)
+      : Candidate({.name = e.contract.name, .abilities = {.backward = true}}),
+        e_(std::move(e)),
+        heads_(heads) {}
   std::string unsupported(const Call& call) const override {
     return std::holds_alternative<BackwardCall>(call) ? "" : "only gradients";
   }

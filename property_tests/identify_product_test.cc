@@ -105,9 +105,9 @@ double element(const ProductArithmetic& e, const Product& p, const LowBitParts& 
 
 class EmulatedProduct : public Candidate {
  public:
-  explicit EmulatedProduct(ProductArithmetic e) : e_(std::move(e)) {}
-  std::string name() const override { return e_.name; }
-  Abilities abilities() const override { return {.forward = false, .product = true}; }
+  explicit EmulatedProduct(ProductArithmetic e)
+      : Candidate({.name = e.name, .abilities = {.forward = false, .product = true}}),
+        e_(std::move(e)) {}
   std::string unsupported(const Call&) const override { return {}; }
   std::optional<Arithmetic> arithmetic(const Call&, const kernels::Execution&) const override {
     return std::nullopt;

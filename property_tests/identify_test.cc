@@ -23,9 +23,7 @@ using testing::StartsWith;
 // A candidate that computes as the emulation says.
 class Emulated : public Candidate {
  public:
-  explicit Emulated(Emulation e) : e_(std::move(e)) {}
-  std::string name() const override { return e_.contract.name; }
-  Abilities abilities() const override { return {}; }
+  explicit Emulated(Emulation e) : Candidate({.name = e.contract.name}), e_(std::move(e)) {}
   std::string unsupported(const Call& call) const override {
     return std::holds_alternative<ForwardCall>(call) ? "" : "only O and LSE";
   }

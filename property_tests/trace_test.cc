@@ -57,15 +57,14 @@ TEST(Trace, TheKernelStaysInsideEveryEnclosure) {
 // The backward pass of the host, or one with a fault, without its forward pass.
 class GradientsAlone : public Candidate {
  public:
-  explicit GradientsAlone(const std::string& of) : whole_(make_candidate(of)) {}
-  std::string name() const override { return "gradients alone"; }
-  Abilities abilities() const override {
-    return {.forward = false,
-            .backward = true,
-            .gradients_alone = true,
-            .d_sink = false,
-            .stages = true};
-  }
+  explicit GradientsAlone(const std::string& of)
+      : Candidate({.name = "gradients alone",
+                   .abilities = {.forward = false,
+                                 .backward = true,
+                                 .gradients_alone = true,
+                                 .d_sink = false,
+                                 .stages = true}}),
+        whole_(make_candidate(of)) {}
   std::string unsupported(const Call& call) const override { return whole_->unsupported(call); }
   std::optional<Arithmetic> arithmetic(const Call& call,
                                        const kernels::Execution& how) const override {
@@ -193,9 +192,8 @@ TEST(Trace, SaysAtOnceThatTheRowMaximumIsNotWritten) {
 // A candidate with right outputs, which tells the stages that the test wants.
 class Telling : public Candidate {
  public:
-  explicit Telling(std::function<void(StageObserver&)> tell) : tell_(std::move(tell)) {}
-  std::string name() const override { return "telling"; }
-  Abilities abilities() const override { return {.stages = true}; }
+  explicit Telling(std::function<void(StageObserver&)> tell)
+      : Candidate({.name = "telling", .abilities = {.stages = true}}), tell_(std::move(tell)) {}
   std::string unsupported(const Call&) const override { return {}; }
   std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution&) const override {
     return host_contract(std::get<ForwardCall>(call).problem, "AVX2");

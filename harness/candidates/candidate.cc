@@ -72,6 +72,7 @@ Arithmetic host_arithmetic(const Call& call, const kernels::Target& target) {
              [&](const BackwardCall& c) -> Arithmetic {
                return host_contract(c.problem, target.name());
              },
+             [](const QuantizeCall&) -> Arithmetic { return GroupScale::floor; },
              [&](const auto&) -> Arithmetic { return host_product_contract(target.name()); }},
       call);
 }
@@ -87,13 +88,17 @@ constexpr PlantedFault kernel_itself{};
 
 class Host : public Candidate {
  public:
-  explicit Host(bool declares) : declares_(declares) {}
-  std::string name() const override { return declares_ ? "host" : "host-undeclared"; }
   // The stages are compiled a second time, with a policy that watches, for the best targets and the
   // baseline only.
-  Abilities abilities() const override {
-    return {.cache = true, .backward = true, .product = true, .quantizer = true, .stages = true};
-  }
+  explicit Host(bool declares, std::optional<Conventions> conventions = {})
+      : Candidate({.name = declares ? "host" : "host-undeclared",
+                   .abilities = {.cache = true,
+                                 .backward = true,
+                                 .product = true,
+                                 .quantizer = true,
+                                 .stages = true},
+                   .conventions = std::move(conventions)}),
+        declares_(declares) {}
   std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
   std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
     if (!declares_) return std::nullopt;
@@ -132,24 +137,24 @@ class Host : public Candidate {
 // except for the diagonal.
 class ForwardOfHost : public Host {
  public:
-  explicit ForwardOfHost(const Conventions& others) : Host(true) {
-    meant_.declare(Convention::anchor, others.index(Convention::anchor));
-  }
-  Conventions conventions() const override { return meant_; }
+  explicit ForwardOfHost(const Conventions& others) : Host(true, with_diagonal_of(others)) {}
   Status run(const Request& r) override {
     const auto& c = std::get<ForwardCall>(r.call);
-    const Attention problem = anchored<Attention>(c.problem, meant_);
+    const Attention problem = anchored<Attention>(c.problem, conventions());
     return Host::run({ForwardCall{problem, c.out}, r.how, r.observer});
   }
 
  private:
-  Conventions meant_ = Conventions::ours();
+  static Conventions with_diagonal_of(const Conventions& others) {
+    Conventions meant = Conventions::ours();
+    meant.declare(Convention::anchor, others.index(Convention::anchor));
+    return meant;
+  }
 };
 
 class Unfused : public Candidate {
  public:
-  std::string name() const override { return "unfused"; }
-  Abilities abilities() const override { return {}; }
+  Unfused() : Candidate({.name = "unfused"}) {}
   std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
   std::optional<Arithmetic> arithmetic(const Call&, const Execution& how) const override {
     return unfused_contract(how.target.name());
@@ -163,8 +168,7 @@ class Unfused : public Candidate {
 // Runs whatever the dispatcher chooses: the tiled kernel or the fallback.
 class Sdpa : public Candidate {
  public:
-  std::string name() const override { return "sdpa"; }
-  Abilities abilities() const override { return {}; }
+  Sdpa() : Candidate({.name = "sdpa"}) {}
   std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
   // The arithmetic of the kernel that the last run chose.
   std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
@@ -186,7 +190,8 @@ class Sdpa : public Candidate {
 // Runs the kernels of a device through the dispatcher, whose fallback must not answer instead.
 class OnDevice : public Candidate {
  public:
-  explicit OnDevice(const std::string& device) : device_(device) {
+  explicit OnDevice(const std::string& device)
+      : Candidate({.name = "device:" + device, .abilities = {.product = true}}), device_(device) {
     std::shared_ptr<kernels::Device> opened = kernels::make_device(device);
     if (!opened)
       throw std::invalid_argument(fmt::format("unknown device '{}'; there are {}", device,
@@ -200,8 +205,6 @@ class OnDevice : public Candidate {
     auto backend = std::make_shared<kernels::DeviceBackend>(session_);
     dispatcher_ = std::make_unique<kernels::Dispatcher>(std::move(backend), std::move(settings));
   }
-  std::string name() const override { return "device:" + device_; }
-  Abilities abilities() const override { return {.product = true}; }
   std::string unsupported(const Call& call) const override {
     if (const Attention* p = attention_of(call)) {
       if (p->dropout > 0) return "dropout on a device";
@@ -248,13 +251,12 @@ class OnDevice : public Candidate {
 class Faulty : public Candidate {
  public:
   Faulty(const PlantedFault& fault, bool declares)
-      : fault_(fault), of_backward_(fault.about == FaultSubject::backward), declares_(declares) {}
-  std::string name() const override {
-    return (declares_ ? "fault:" : "fault-undeclared:") + std::string(fault_.name);
-  }
-  Abilities abilities() const override {
-    return {.cache = true, .backward = true, .product = true, .stages = true};
-  }
+      : Candidate(
+            {.name = (declares ? "fault:" : "fault-undeclared:") + std::string(fault.name),
+             .abilities = {.cache = true, .backward = true, .product = true, .stages = true}}),
+        fault_(fault),
+        of_backward_(fault.about == FaultSubject::backward),
+        declares_(declares) {}
   std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
   std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
     if (!declares_) return std::nullopt;
@@ -304,17 +306,9 @@ class Faulty : public Candidate {
 
 }  // namespace
 
-Conventions Candidate::conventions() const {
-  return abilities().promises_bits ? Conventions::ours() : Conventions();
-}
-
-const Features& Candidate::features() const {
-  static const Features all;
-  return all;
-}
-
-Status Candidate::run_at_once(const Request&, const Request&, int) {
-  return {kernels::StatusCode::unsupported, "two calls at once"};
+Candidate::Candidate(CandidateFacts facts) : facts_(std::move(facts)) {
+  if (!facts_.conventions)
+    facts_.conventions = facts_.abilities.promises_bits ? Conventions::ours() : Conventions();
 }
 
 Dtype out_dtype(const Call& call) {
@@ -338,7 +332,7 @@ constexpr const char *no_forward = "no forward pass", *no_cache = "no cache",
 }  // namespace
 
 std::string lacking_ability(const Candidate& candidate, const Call& call) {
-  const Abilities can = candidate.abilities();
+  const Abilities& can = candidate.abilities();
   return std::visit(
       ByCall{[&](const ForwardCall&) { return can.forward ? "" : no_forward; },
              [&](const CachedCall&) { return can.cache ? "" : no_cache; },
@@ -351,7 +345,7 @@ std::string lacking_ability(const Candidate& candidate, const Call& call) {
 }
 
 std::string lacking_ability(const Candidate& candidate, const Case& c) {
-  const Abilities can = candidate.abilities();
+  const Abilities& can = candidate.abilities();
   // A candidate that only quantizes or dequantizes is judged on what it does of a product.
   if (c.operation == Operation::product)
     return can.product || can.quantizer || can.dequantizer ? "" : no_product;
@@ -361,11 +355,12 @@ std::string lacking_ability(const Candidate& candidate, const Case& c) {
   return backward && !can.backward ? no_backward : "";
 }
 
-Features drawn_features(const Candidate& candidate) {
-  if (!candidate.is_asked()) return candidate.features();
-  return Features([&candidate, broken = std::make_shared<bool>(false)](const Case& c) {
+Features drawn_features(Candidate& candidate) {
+  const Guest* guest = candidate.guest();
+  if (!guest) return candidate.features();
+  return Features([guest, broken = std::make_shared<bool>(false)](const Case& c) {
     try {
-      return *broken ? std::string() : candidate.declines(c);
+      return *broken ? std::string() : guest->declines(c);
     } catch (const CandidateError&) {
       *broken = true;
       return std::string();

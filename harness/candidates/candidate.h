@@ -123,53 +123,73 @@ struct UsedMemory {
   std::int64_t heap = 0, resident = 0, descriptors = 0;
 };
 
+// What is known of a candidate before it is called.
+struct CandidateFacts {
+  std::string name;
+  Abilities abilities = {};
+  // The features of cases that the candidate has. A case that needs another one is unsupported, and
+  // suites are drawn without it.
+  Features features = {};
+  // Its conventions, where kernels differ and all of them are right. Without a value, those of our
+  // documents if it promises bits, and otherwise none.
+  std::optional<Conventions> conventions = {};
+};
+
+class Guest;
+
 class Candidate {
  public:
   virtual ~Candidate() = default;
-  virtual std::string name() const = 0;
-  virtual Abilities abilities() const = 0;
-  // The features of cases that the candidate has. A case that needs another one is unsupported, and
-  // suites are drawn without it.
-  virtual const Features& features() const;
+  const std::string& name() const { return facts_.name; }
+  const Abilities& abilities() const { return facts_.abilities; }
+  const Features& features() const { return facts_.features; }
+  const Conventions& conventions() const { return *facts_.conventions; }
   // From now on the candidate computes by this variant, below abilities().variants, and answers for
   // it. A candidate begins with variant 0.
-  virtual void use_variant(int) {}
-  virtual int variant() const { return 0; }
+  void use_variant(int variant) { variant_ = variant; }
+  int variant() const { return variant_; }
+
   // Why the candidate does not do this call although abilities() allows it; empty if it does the
   // call.
   virtual std::string unsupported(const Call& call) const = 0;
-  // The conventions of the candidate, where kernels differ and all of them are right. A candidate
-  // that promises bits has those of our documents; another one declares nothing.
-  virtual Conventions conventions() const;
-  // Whether the candidate can be asked about cases that have no inputs yet. If so, declines() says
-  // why it does not do a case, or is empty, and suites are drawn for the answers. Throws
-  // CandidateError.
-  virtual bool is_asked() const { return false; }
-  virtual std::string declines(const Case& c) const { return features().missing(c); }
-  // How the candidate computes the call. Without a declaration the judge tries a ladder of
-  // contracts.
+  // How the candidate computes the call; for a quantizer, the rule by which it rounds E8M0 scales.
+  // Without a declaration the judge tries a ladder of contracts. Asked after unsupported().
   virtual std::optional<Arithmetic> arithmetic(const Call& call,
                                                const kernels::Execution& how) const = 0;
-  // The rule by which the quantizer rounds E8M0 scales, for a call that unsupported() has allowed.
-  virtual GroupScale scale_rule(const QuantizeCall&) const { return GroupScale::floor; }
   // Runs the call, which abilities() and unsupported() must allow. Throws CandidateError.
   virtual kernels::Status run(const Request& request) = 0;
+  // The same candidate as a guest; null if it computes in this process.
+  virtual Guest* guest() { return nullptr; }
 
-  // The same candidate in a process that has computed nothing yet. Null for a candidate that has no
-  // process of its own, or whose process takes seconds to start.
-  virtual std::unique_ptr<Candidate> fresh() const { return nullptr; }
+ protected:
+  explicit Candidate(CandidateFacts facts);
+
+ private:
+  CandidateFacts facts_;
+  int variant_ = 0;
+};
+
+// What can be asked of a candidate of somebody else, which has a process of its own.
+class Guest {
+ public:
+  virtual ~Guest() = default;
+  // Why no variant of it does a case, which has no inputs yet; empty if one does. Suites are drawn
+  // for the answers. Throws CandidateError.
+  virtual std::string declines(const Case& c) const = 0;
+  // The same candidate in a process that has computed nothing yet.
+  virtual std::unique_ptr<Candidate> fresh() const = 0;
   // Runs two calls of the same kind, each alone and then both at once from two threads, at most so
   // many times. Stops when an output differs from that of the call alone; the outputs are as they
   // are then. Only if abilities() say so. Throws CandidateError and CandidateDeclined.
-  virtual kernels::Status run_at_once(const Request& one, const Request& other, int rounds);
-  // The calls that no kernel can answer and that can be made of a call, by name. None for a
-  // candidate whose calls cannot be wrong.
-  virtual std::vector<std::string> wrong_calls(const Call&) const { return {}; }
+  virtual kernels::Status run_at_once(const Request& one, const Request& other, int rounds) = 0;
+  // The calls that no kernel can answer and that can be made of a call, by name.
+  virtual std::vector<std::string> wrong_calls(const Call& call) const = 0;
   // Makes such a call. Returns what is wrong with it and sets `answer`, or returns an empty text if
   // this call cannot be made wrong so. Throws CandidateError.
-  virtual std::string run_wrong(const Request&, const std::string&, kernels::Status&) { return {}; }
-  // What its process holds at present. Nothing if that is not known.
-  virtual std::optional<UsedMemory> used_memory() { return std::nullopt; }
+  virtual std::string run_wrong(const Request& request, const std::string& name,
+                                kernels::Status& answer) = 0;
+  // What its process holds at present. Throws CandidateError.
+  virtual UsedMemory used_memory() = 0;
 };
 
 // The ability that the candidate lacks for this call, or for this case ("no backward pass"); empty
@@ -178,7 +198,7 @@ std::string lacking_ability(const Candidate& candidate, const Call& call);
 std::string lacking_ability(const Candidate& candidate, const Case& c);
 // What suites are drawn for. A candidate that is asked must live as long. If it breaks while it is
 // asked, nothing more counts as declined, so that the cases show how it breaks.
-Features drawn_features(const Candidate& candidate);
+Features drawn_features(Candidate& candidate);
 // Why the candidate does not do this call, by abilities() or by unsupported(); empty if it does the
 // call.
 std::string why_unsupported(const Candidate& candidate, const Call& call);

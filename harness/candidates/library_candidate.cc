@@ -65,33 +65,42 @@ const assay_attention* add_problem(KernelCall& call, const Attention& p, Element
   return call.add(a);
 }
 
-class Library : public Candidate {
+// A library gives gradients alone if it has no forward pass, or one that gives no LSE.
+bool gradients_alone(const LibraryFacts& facts) {
+  return facts.backward && !(facts.forward && facts.lse);
+}
+
+Abilities abilities_of(const LibraryFacts& facts) {
+  return {.forward = facts.forward,
+          .cache = facts.decode,
+          .backward = facts.backward,
+          .product = facts.product || facts.product_low_bit,
+          .quantizer = facts.quantize,
+          .dequantizer = facts.dequantize,
+          .append = facts.append,
+          .lse = facts.lse,
+          .gradients_alone = gradients_alone(facts),
+          .d_sink = facts.d_sink,
+          .stages = facts.probes,
+          .promises_bits = false,
+          .promises = facts.promises,
+          .variants = facts.variants,
+          .variants_differ = facts.variants_differ,
+          .own_process = true,
+          .at_once = facts.reentrant,
+          .pages = facts.decode};
+}
+
+class Library : public Candidate, private Guest {
  public:
-  explicit Library(const std::string& path) : path_(path), process_(path) {}
+  Library(const std::string& path, std::unique_ptr<KernelProcess> process)
+      : Candidate({.name = "lib:" + path,
+                   .abilities = abilities_of(process->facts()),
+                   .conventions = process->facts().conventions}),
+        path_(path),
+        own_process_(std::move(process)),
+        process_(*own_process_) {}
 
-  std::string name() const override { return "lib:" + path_; }
-
-  Abilities abilities() const override {
-    const LibraryFacts& facts = process_.facts();
-    return {.forward = facts.forward,
-            .cache = facts.decode,
-            .backward = facts.backward,
-            .product = facts.product || facts.product_low_bit,
-            .quantizer = facts.quantize,
-            .dequantizer = facts.dequantize,
-            .append = facts.append,
-            .lse = facts.lse,
-            .gradients_alone = gradients_alone(),
-            .d_sink = facts.d_sink,
-            .stages = facts.probes,
-            .promises_bits = false,
-            .promises = facts.promises,
-            .variants = facts.variants,
-            .variants_differ = facts.variants_differ,
-            .own_process = true,
-            .at_once = facts.reentrant,
-            .pages = facts.decode};
-  }
   std::string unsupported(const Call& call) const override {
     return std::visit(
         ByCall{[&](const ForwardCall& c) { return ask(ASSAY_FORWARD, c.problem, c.out.o.dtype); },
@@ -115,28 +124,12 @@ class Library : public Candidate {
                [&](const AppendCall& c) { return unsupported_append(c.k, c.v, c.to.views()); }},
         call);
   }
-  Conventions conventions() const override { return process_.facts().conventions; }
-  bool is_asked() const override { return true; }
-  void use_variant(int variant) override { variant_ = variant; }
-  int variant() const override { return variant_; }
-  // Whether no variant does the case.
-  std::string declines(const Case& c) const override {
-    const int used = std::exchange(variant_, KernelProcess::any_variant);
-    try {
-      std::string why = declined(c);
-      variant_ = used;
-      return why;
-    } catch (...) {
-      variant_ = used;
-      throw;
-    }
-  }
   std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution&) const override {
-    const auto declared = declared_.find({operation_of(call), variant_});
+    if (std::holds_alternative<QuantizeCall>(call)) return scale_rule_;
+    const auto declared = declared_.find({operation_of(call), variant()});
     if (declared == declared_.end()) return std::nullopt;
     return declared->second;
   }
-  GroupScale scale_rule(const QuantizeCall&) const override { return scale_rule_; }
   Status run(const Request& r) override {
     return std::visit(
         ByCall{[&](const ForwardCall& c) { return run(ASSAY_FORWARD, c, r); },
@@ -148,9 +141,23 @@ class Library : public Candidate {
                [&](const AppendCall& c) { return run(append_operation, c, r); }},
         r.call);
   }
+  Guest* guest() override { return this; }
+
+ private:
+  std::string declines(const Case& c) const override {
+    asks_any_variant_ = true;
+    try {
+      std::string why = declined(c);
+      asks_any_variant_ = false;
+      return why;
+    } catch (...) {
+      asks_any_variant_ = false;
+      throw;
+    }
+  }
   std::unique_ptr<Candidate> fresh() const override {
-    auto other = std::make_unique<Library>(path_);
-    other->variant_ = variant_;
+    auto other = std::make_unique<Library>(path_, std::make_unique<KernelProcess>(path_));
+    other->use_variant(variant());
     return other;
   }
   Status run_at_once(const Request& one, const Request& other, int rounds) override {
@@ -196,14 +203,13 @@ class Library : public Candidate {
                              [&](const AppendCall& c) { return make(append_operation, c); }},
                       r.call);
   }
-  std::optional<UsedMemory> used_memory() override {
+  UsedMemory used_memory() override {
     std::string ended;
     const UsedMemory used = process_.memory(ended);
     if (!ended.empty()) throw CandidateError(ended);
     return used;
   }
 
- private:
   std::string declined(const Case& c) const {
     if (std::string lacking = lacking_ability(*this, c); !lacking.empty()) return lacking;
     if (c.operation == Operation::product) return unsupported_product(c);
@@ -211,7 +217,7 @@ class Library : public Candidate {
     if (c.cache) return declined_cached(c, p);
     if (c.operation == Operation::backward)
       if (std::string why = unsupported_backward(p, c.out_dtype(), c.lse_gradient.has_value());
-          !why.empty() || gradients_alone())
+          !why.empty() || abilities().gradients_alone)
         return why;
     return ask(ASSAY_FORWARD, p, c.out_dtype());
   }
@@ -226,10 +232,8 @@ class Library : public Candidate {
 
   // Whether the library answers for the pages of decode.
   bool asks_for_pages() const { return process_.facts().cache || process_.facts().variants_differ; }
-  bool gradients_alone() const {
-    const LibraryFacts& facts = process_.facts();
-    return facts.backward && !(facts.forward && facts.lse);
-  }
+  // The variant that computes and answers, or all while suites are drawn.
+  int asked_variant() const { return asks_any_variant_ ? KernelProcess::any_variant : variant(); }
 
   // Every call has a number of rows and of keys of its own.
   std::string unsupported_cached(const Case& c, const Attention& problem) const {
@@ -254,7 +258,7 @@ class Library : public Candidate {
     a.k = call.add_shape(k);
     a.v = call.add_shape(v);
     a.pages = add_pages(call, to, Pages::shapes, {});
-    return reason_of(process_.ask(call, append_operation, a, c_dtype_of(k.dtype), variant_));
+    return reason_of(process_.ask(call, append_operation, a, c_dtype_of(k.dtype), asked_variant()));
   }
   // Suites are drawn for the caches that a library reads; for one that reads none, for those that
   // it writes.
@@ -276,7 +280,7 @@ class Library : public Candidate {
     if (p.a) a.a = call.add_shape(p.a);
     else a.a_low = call.add(described(p.a_low));
     a.w = call.add(described(p.w));
-    return reason_of(process_.ask(call, ASSAY_PRODUCT, a, c_dtype_of(out), variant_));
+    return reason_of(process_.ask(call, ASSAY_PRODUCT, a, c_dtype_of(out), asked_variant()));
   }
   // Asks the library, and keeps the rule by which it rounds scales.
   std::string unsupported_quantize(const TensorView& w, const assay_low_bit_output& to) const {
@@ -285,7 +289,7 @@ class Library : public Candidate {
     a.a = call.add_shape(w);
     a.to = call.add(to);
     const KernelProcess::Answer answer =
-        process_.ask(call, quantize_operation, a, c_dtype_of(Dtype::f32), variant_);
+        process_.ask(call, quantize_operation, a, c_dtype_of(Dtype::f32), asked_variant());
     if (std::string why = reason_of(answer); !why.empty()) return why;
     if (answer.scale_rule < 0 || answer.scale_rule >= count_of<GroupScale>)
       throw CandidateError(fmt::format("the library's scale_rule = {} is outside [0, {}]",
@@ -297,7 +301,7 @@ class Library : public Candidate {
     KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.w = call.add(w);
-    return reason_of(process_.ask(call, dequantize_operation, a, c_dtype_of(out), variant_));
+    return reason_of(process_.ask(call, dequantize_operation, a, c_dtype_of(out), asked_variant()));
   }
   // What the library does of a case: the product, the quantizer of its weights, or the dequantizer.
   // The tensors have no elements.
@@ -573,7 +577,7 @@ class Library : public Candidate {
 
   assay_run plain_run(const Request& r) const {
     return {ASSAY_VERSION, sizeof(assay_run), nullptr, 0,
-            threads_of(r), variant_,          nullptr, nullptr};
+            threads_of(r), asked_variant(),   nullptr, nullptr};
   }
 
   static TensorView shaped(const TensorView& t, Index columns, const Attention& p) {
@@ -622,12 +626,12 @@ class Library : public Candidate {
     a.problem = add_problem(call, p, Elements::none);
     if (pages) a.pages = add_pages(call, *pages, Pages::shapes, {});
     const KernelProcess::Answer answer =
-        process_.ask(call, operation, a, c_dtype_of(out), variant_);
+        process_.ask(call, operation, a, c_dtype_of(out), asked_variant());
     if (std::string why = reason_of(answer); !why.empty()) return why;
-    declared_.erase({operation, variant_});
+    declared_.erase({operation, asked_variant()});
     if (answer.arithmetic) {
       std::string wrong;
-      declared_[{operation, variant_}] =
+      declared_[{operation, asked_variant()}] =
           contract_of(fmt::format("{}, as its library declares it", process_.facts().name),
                       *answer.arithmetic, wrong);
       if (!wrong.empty())
@@ -646,7 +650,7 @@ class Library : public Candidate {
     a.problem = add_problem(question, p, Elements::none);
     if (pages && asks_for_pages()) a.pages = add_pages(question, *pages, Pages::shapes, {});
     const KernelProcess::Answer answer =
-        process_.ask(question, operation, a, c_dtype_of(out), variant_);
+        process_.ask(question, operation, a, c_dtype_of(out), asked_variant());
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
     if (answer.workspace > std::size_t{32} << 30)
       throw CandidateError(
@@ -675,7 +679,8 @@ class Library : public Candidate {
   Status finish(const KernelProcess::Answer& answer, int operation) const {
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
     if (answer.status == ASSAY_SUCCESS) return {};
-    if (answer.status == ASSAY_UNSUPPORTED && variant_ > 0 && !process_.facts().variants_differ)
+    if (answer.status == ASSAY_UNSUPPORTED && asked_variant() > 0 &&
+        !process_.facts().variants_differ)
       throw CandidateDeclined("the variant answered unsupported, and gives no reason");
     if (answer.status == ASSAY_UNSUPPORTED)
       throw CandidateError(
@@ -686,18 +691,19 @@ class Library : public Candidate {
   }
 
   const std::string path_;
-  mutable KernelProcess process_;
+  const std::unique_ptr<KernelProcess> own_process_;
+  KernelProcess& process_;
   // The arithmetic that the library declared, by operation and variant, when it was last asked
   // about a problem.
   mutable std::map<std::pair<int, int>, Contract> declared_;
-  mutable int variant_ = 0;  // computes, and answers; any_variant only while suites are drawn
+  mutable bool asks_any_variant_ = false;
   mutable GroupScale scale_rule_ = GroupScale::floor;
 };
 
 }  // namespace
 
 std::unique_ptr<Candidate> make_library_candidate(const std::string& path) {
-  return std::make_unique<Library>(path);
+  return std::make_unique<Library>(path, std::make_unique<KernelProcess>(path));
 }
 
 }  // namespace assay

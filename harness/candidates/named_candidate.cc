@@ -48,23 +48,24 @@ std::string unsupported_problem(const Attention& p, const Features& has) {
 }  // namespace
 
 NamedCandidate::NamedCandidate(Facts facts, Answer answer)
-    : facts_(std::move(facts)), answer_(std::move(answer)) {}
-
-Abilities NamedCandidate::abilities() const {
-  return {.forward = true,
-          .cache = true,
-          .backward = true,
-          .product = true,
-          .lse = facts_.lse,
-          .gradients_alone = !facts_.features.has("attention"),
-          .promises_bits = false,
-          .own_process = facts_.own_process,
-          .pages = true};
-}
+    : Candidate({.name = std::move(facts.name),
+                 .abilities = {.forward = true,
+                               .cache = true,
+                               .backward = true,
+                               .product = true,
+                               .lse = facts.lse,
+                               .gradients_alone = !facts.features.has("attention"),
+                               .promises_bits = false,
+                               .own_process = facts.own_process,
+                               .pages = true},
+                 .features = facts.features,
+                 .conventions = facts.conventions}),
+      contracts_(std::move(facts.contracts)),
+      answer_(std::move(answer)) {}
 
 std::string NamedCandidate::unsupported(const Call& call) const {
   return std::visit(
-      ByCall{[&](const ForwardCall& c) { return unsupported_problem(c.problem, facts_.features); },
+      ByCall{[&](const ForwardCall& c) { return unsupported_problem(c.problem, features()); },
              [](const CachedCall& c) -> std::string {
                if (std::string why = without_pages(c.c); !why.empty()) return why;
                if (c.c.cache_dtype() != c.c.dtype)
@@ -74,7 +75,7 @@ std::string NamedCandidate::unsupported(const Call& call) const {
                  return "pages so far apart";
                return {};
              },
-             [&](const BackwardCall& c) { return unsupported_problem(c.problem, facts_.features); },
+             [&](const BackwardCall& c) { return unsupported_problem(c.problem, features()); },
              [](const ProductCall&) { return std::string(); },
              [](const auto&) { return std::string("no quantizer"); }},
       call);
@@ -83,8 +84,8 @@ std::string NamedCandidate::unsupported(const Call& call) const {
 std::optional<Arithmetic> NamedCandidate::arithmetic(const Call& call,
                                                      const kernels::Execution&) const {
   const auto declared = [&](Dtype dtype) -> std::optional<Arithmetic> {
-    const auto found = facts_.contracts.find(dtype);
-    if (found == facts_.contracts.end()) return std::nullopt;
+    const auto found = contracts_.find(dtype);
+    if (found == contracts_.end()) return std::nullopt;
     return found->second;
   };
   return std::visit(ByCall{[&](const ForwardCall& c) { return declared(c.problem.q.dtype); },

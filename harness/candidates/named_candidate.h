@@ -29,18 +29,14 @@ class NamedCandidate : public Candidate {
 
   NamedCandidate(Facts facts, Answer answer);
 
-  std::string name() const override { return facts_.name; }
-  Abilities abilities() const override;
-  const Features& features() const override { return facts_.features; }
-  Conventions conventions() const override { return facts_.conventions; }
   std::string unsupported(const Call& call) const override;
   std::optional<Arithmetic> arithmetic(const Call& call,
                                        const kernels::Execution& how) const override;
   kernels::Status run(const Request& request) override;
 
  private:
-  Facts facts_;
-  Answer answer_;
+  const std::map<Dtype, Contract> contracts_;
+  const Answer answer_;
 };
 
 }  // namespace assay

@@ -6,7 +6,7 @@ namespace assay {
 
 bool CaseRun::supported(std::initializer_list<Call> calls) const {
   turn(Turn::candidate);
-  const Abilities has = candidate.abilities();
+  const Abilities& has = candidate.abilities();
   const auto why_not = [&](int variant) {
     candidate.use_variant(variant);
     for (const Call& call : calls)

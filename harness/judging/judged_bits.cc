@@ -39,8 +39,8 @@ Relation many_calls(const AskedBits& asked) {
   for (int k = 1; k <= calls; ++k) {
     const std::string wrong = asked.wrong_of(asked.one);
     if (!wrong.empty()) return Relation::violated(fmt::format("call {}: {}", k, wrong));
-    if (const auto used = asked.candidate.used_memory(); used && k % window == 0)
-      seen.push_back(*used);
+    if (Guest* guest = asked.candidate.guest(); guest && k % window == 0)
+      seen.push_back(guest->used_memory());
   }
   return Relation::unless(growth_of(seen, window));
 }
@@ -53,20 +53,22 @@ Relation other_contents(const AskedBits& asked) {
 }
 
 Relation first_call(const AskedBits& asked) {
-  const std::unique_ptr<Candidate> fresh = asked.candidate.fresh();
-  if (!fresh) return Relation::not_applicable("a process of this kind takes seconds to start");
+  const Guest* guest = asked.candidate.guest();
+  if (!guest) return Relation::not_applicable("a process of this kind takes seconds to start");
+  const std::unique_ptr<Candidate> fresh = guest->fresh();
   const std::string wrong = asked.of.judge(asked.c, *fresh).wrong;
   return Relation::unless(wrong.empty() ? wrong : "in a fresh process: " + wrong);
 }
 
 Relation two_at_once(const AskedBits& asked) {
-  if (!asked.candidate.abilities().at_once)
+  Guest* guest = asked.candidate.guest();
+  if (!guest || !asked.candidate.abilities().at_once)
     return Relation::not_applicable("the candidate does not allow two calls at once");
   constexpr int rounds = 64;
   for (KnownCall* call : {&asked.one, &asked.other}) call->prepare(before);
   std::string wrong = failure_in([&] {
-    return asked.candidate.run_at_once({asked.one.call(), asked.how},
-                                       {asked.other.call(), asked.how}, rounds);
+    return guest->run_at_once({asked.one.call(), asked.how}, {asked.other.call(), asked.how},
+                              rounds);
   });
   if (wrong.empty()) wrong = asked.one.wrong();
   if (wrong.empty()) wrong = asked.other.wrong();

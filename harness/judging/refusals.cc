@@ -9,7 +9,7 @@ namespace assay {
 namespace {
 
 // Makes one wrong call. If its answer is no refusal, says what it was.
-Relation ask_to_refuse(Candidate& candidate, const Request& request, const std::string& name,
+Relation ask_to_refuse(Guest& guest, const Request& request, const std::string& name,
                        const std::vector<WrittenBytes>& written) {
   std::vector<std::vector<std::byte>> before;
   for (const WrittenBytes& part : written)
@@ -17,7 +17,7 @@ Relation ask_to_refuse(Candidate& candidate, const Request& request, const std::
   kernels::Status answer;
   std::string what;
   const std::string broken = failure_in([&] {
-    what = candidate.run_wrong(request, name, answer);
+    what = guest.run_wrong(request, name, answer);
     return kernels::Status{};
   });
   if (!broken.empty()) return Relation::violated(broken);
@@ -42,14 +42,15 @@ std::vector<WrittenBytes> poisoned(const NamedOutputs& outputs) {
   return parts;
 }
 
-Relations ask_for_refusals(const Candidate& candidate, const Request& request,
-                           const std::string& prefix,
+Relations ask_for_refusals(Candidate& candidate, const Request& request, const std::string& prefix,
                            const std::function<std::vector<WrittenBytes>()>& prepare) {
   Relations found;
+  const Guest* guest = candidate.guest();
+  if (!guest) return found;
   std::unique_ptr<Candidate> fresh;
-  for (const std::string& name : candidate.wrong_calls(request.call)) {
-    if (!fresh) fresh = candidate.fresh();
-    Relation answer = ask_to_refuse(*fresh, request, name, prepare());
+  for (const std::string& name : guest->wrong_calls(request.call)) {
+    if (!fresh) fresh = guest->fresh();
+    Relation answer = ask_to_refuse(*fresh->guest(), request, name, prepare());
     if (answer.how == Relation::How::violated) fresh.reset();
     found[fmt::format("{}-{}", prefix, name)] = std::move(answer);
   }

@@ -14,8 +14,7 @@ namespace assay {
 // Makes every wrong call that can be made of the request, and tells each as the relation
 // PREFIX-NAME. `prepare` fills what the call writes, and says where that is. A candidate that did
 // not refuse a call may be in any state, so the next call goes to a fresh process.
-Relations ask_for_refusals(const Candidate& candidate, const Request& request,
-                           const std::string& prefix,
+Relations ask_for_refusals(Candidate& candidate, const Request& request, const std::string& prefix,
                            const std::function<std::vector<WrittenBytes>()>& prepare);
 
 // The bytes of outputs that are filled with poison.

@@ -41,10 +41,11 @@ Case with_other_elements(const Case& c) {
 }
 
 // Whether there is such a case, and the candidate does it.
-bool is_done(const Case& c, const Candidate& candidate) {
+bool is_done(const Case& c, Candidate& candidate) {
   try {
     check_case(c);
-    return candidate.declines(c).empty();
+    const Guest* guest = candidate.guest();
+    return guest ? guest->declines(c).empty() : candidate.features().missing(c).empty();
   } catch (const CaseError&) {
     return false;
   }
@@ -56,7 +57,7 @@ void halve_slopes(Inputs& in) {
 
 }  // namespace
 
-Case with_other_contents(const Case& c, const Candidate& candidate) {
+Case with_other_contents(const Case& c, Candidate& candidate) {
   Case other = with_other_elements(c);
   if (c.operation == Operation::product) return other;
   for (const bool lists : {true, false})

@@ -18,7 +18,7 @@ namespace assay {
 // A case of the same shapes, dtypes and layouts, so that its tensors lie at the same addresses in
 // the process of a library. All that may be called contents differs: elements, masks, lengths,
 // starts, offsets, documents, sinks, the scale, as far as the candidate does such a case.
-Case with_other_contents(const Case& c, const Candidate& candidate);
+Case with_other_contents(const Case& c, Candidate& candidate);
 
 // A number that the line determines, on any machine. It chooses which questions a case is asked.
 std::uint64_t hash_of_line(const std::string& line);
@@ -92,8 +92,9 @@ Relation other_contents(const Asked<Step>& asked) {
 // that promises no bits: it may have chosen another algorithm.
 template <class Step>
 Relation first_call(const Asked<Step>& asked) {
-  const std::unique_ptr<Candidate> fresh = asked.candidate.fresh();
-  if (!fresh) return Relation::not_applicable("a process of this kind takes seconds to start");
+  const Guest* guest = asked.candidate.guest();
+  if (!guest) return Relation::not_applicable("a process of this kind takes seconds to start");
+  const std::unique_ptr<Candidate> fresh = guest->fresh();
   const Step& step = asked.step;
   const typename Step::Out out = step.outputs();
   if (const std::string why = fresh->unsupported(step.call(out)); !why.empty())
@@ -126,8 +127,8 @@ Relation many_calls(const Asked<Step>& asked) {
     if (!wrong.empty()) return Relation::violated(fmt::format("call {}: {}", k, wrong));
     const std::string now = first_difference(asked.base, out);
     if (!now.empty() && differing++ == 0) first = k, difference = now;
-    if (const auto used = asked.candidate.used_memory(); used && k % window == 0)
-      seen.push_back(*used);
+    if (Guest* guest = asked.candidate.guest(); guest && k % window == 0)
+      seen.push_back(guest->used_memory());
   }
   if (differing > 0 && differing == calls - first + 1)
     return Relation::violated(fmt::format("from call {} on: {}", first, difference));
@@ -140,7 +141,8 @@ Relation many_calls(const Asked<Step>& asked) {
 // The call and one with other contents at once, from two threads, each compared with itself alone.
 template <class Step>
 Relation two_at_once(const Asked<Step>& asked) {
-  if (!asked.candidate.abilities().at_once)
+  Guest* guest = asked.candidate.guest();
+  if (!guest || !asked.candidate.abilities().at_once)
     return Relation::not_applicable("the candidate does not allow two calls at once");
   constexpr double most_work = 1 << 22, work_of_all_rounds = 1 << 22;
   const double work = std::max(1.0, multiply_adds(asked.step.c));
@@ -158,8 +160,7 @@ Relation two_at_once(const Asked<Step>& asked) {
     for (const auto& [output, t] : out->named()) poison(*t, Poison::nan);
   if (wrong.empty())
     wrong = failure_in([&] {
-      return asked.candidate.run_at_once({asked.step.call(one), how}, {other.step.call(two), how},
-                                         rounds);
+      return guest->run_at_once({asked.step.call(one), how}, {other.step.call(two), how}, rounds);
     });
   if (!wrong.empty()) return Relation::violated(wrong);
   clear_unread(asked.step, one);
