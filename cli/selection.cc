@@ -29,8 +29,9 @@ std::string left_out(const std::vector<Case>& whole, const Features& has) {
   std::vector<std::string> reasons;
   for (const auto& [why, n] : missing) reasons.push_back(fmt::format("{} ({})", why, n));
   return fmt::format(
-      "{} of {} cases of the whole suite need features that the candidate does not have{}{}", cases,
-      whole.size(), reasons.empty() ? "" : ": ", fmt::join(reasons, ", "));
+      "the suite is drawn for what the candidate does; of the {} for one that does everything, {} "
+      "need what it has not{}{}",
+      counted(whole.size(), "case"), cases, reasons.empty() ? "" : ": ", fmt::join(reasons, ", "));
 }
 
 // The line below a case line that points at a column of it, counted from 1.

@@ -95,6 +95,8 @@ struct RowNumbers {
         u(c.roundoff),
         cast_of_p(c.weight_dtype, terms),
         cast_of_ds(late ? cast_of_p.scaled(x.forward.scale, terms) : cast_of_p),
+        stores_dp(c.dp_dtype),
+        cast_of_dp(c.dp_dtype, terms),
         kernel(chains_of_kernel(c, x)),
         oracle(chains_of_oracle(x)) {
     // Balls refine the weights and LSE. But q.k, from which the softcap's factor is computed,
@@ -120,6 +122,8 @@ struct RowNumbers {
   const BackwardTerms& terms;
   double u;
   Cast cast_of_p, cast_of_ds;
+  bool stores_dp;
+  Cast cast_of_dp;
   Chains kernel, oracle;
   // The oracle's E divided by that of a kernel: for q.k, for p.
   double dot_ratio = 0, weight_ratio = 0;
@@ -215,13 +219,21 @@ L in_sum_of_oracle(const Erring<L>& x, double gamma) {
   return x.own + gamma * (absolute(x.value) + x.own);
 }
 
+// bounds_backward.md, 4, Stored dP: the cast of R dP; 0 where it is not stored.
+template <class L>
+L cast_of_dp(const RowNumbers& n, L dp, L dp_absolute) {
+  if (!n.stores_dp) return L{};
+  return n.terms[Term::stored_dp] * n.cast_of_dp.error(absolute(dp) + n.gamma_dp * dp_absolute);
+}
+
 // bounds_backward.md, 4: t = R dP - D and E_t.
 template <class L>
 Erring<L> difference(const RowNumbers& n, const GradientTruth& t, L dp, L dp_absolute) {
   const L value = dp - t.delta, magnitude = absolute(value);
   const L rounding = n.terms[Term::subtraction] * n.u * magnitude;
+  const L cast = cast_of_dp(n, dp, dp_absolute);
   return {
-      value, (n.gamma_dp * dp_absolute + n.delta_error) * (1 + n.u) + rounding,
+      value, (n.gamma_dp * dp_absolute + cast + n.delta_error) * (1 + n.u) + rounding,
       n.oracle.values * dp_absolute + t.delta_radius + safety::own_rounding * unit64 * magnitude};
 }
 
@@ -288,7 +300,8 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
 
   const L dp_absolute = load_as<L>(t.dp_absolute + j);
   Erring<L> ds = score_gradient(n, p, difference(n, t, load_as<L>(t.dp + j), dp_absolute));
-  const L to_bias = in_sum_of_kernel(ds, zero, n.kernel.bias);
+  const L cast_of_bias = n.stores_dp ? n.cast_of_dp.error(absolute(ds.value) + ds.error) : zero;
+  const L to_bias = in_sum_of_kernel(ds, cast_of_bias, n.kernel.bias);
   store_lanes(out.ds + j, ds.value);
   store_lanes(out.to_bias + j, where_live(to_bias));
   compare(in_sum_of_oracle(ds, n.oracle.bias), to_bias);
@@ -299,8 +312,11 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
     const L capped_error = load_as<L>(t.capped_error + j) / x.forward.softcap;
     ds = times_factor(n, ds, softcap_factor(n, load_as<L>(s.tau.data() + j), capped_error));
   }
-  const L cast_ds =
-      n.terms[Term::gradient_cast] * n.cast_of_ds.error(absolute(ds.value) + ds.error);
+  const L first_cast =
+      n.stores_dp ? n.terms[Term::stored_twice] * n.cast_of_dp.error(absolute(ds.value) + ds.error)
+                  : zero;
+  const L cast_ds = first_cast + n.terms[Term::gradient_cast] *
+                                     n.cast_of_ds.error(absolute(ds.value) + ds.error + first_cast);
   const L to_dq = in_sum_of_kernel(ds, cast_ds, n.kernel.keys);
   const L to_dk = in_sum_of_kernel(ds, cast_ds, n.kernel.rows);
   store_lanes(out.dot_gradient + j, ds.value);
@@ -309,6 +325,27 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
   most.cast.add(where_live(larger(cast_p, cast_ds)));
   compare(in_sum_of_oracle(ds, n.oracle.keys), to_dq);
   compare(in_sum_of_oracle(ds, n.oracle.rows), to_dk);
+}
+
+}  // namespace
+
+namespace {
+
+// bounds_backward.md, 4, Stored dP: what D errs if it is the sum of P dP as these are stored
+double error_of_delta(const Contract& c, const GradientTruth& t, const RowNumbers& n,
+                      const Scratch& s) {
+  const double gamma = gamma_factor(static_cast<double>(t.count) + 1, c.roundoff);
+  double error = 0, sum = 0;
+  for (Index j = 0; j < t.count; ++j) {
+    if (!(t.gap[j] < inf)) continue;
+    const Erring<double> p = weight(n, t.weight[j], s.growth[usize(j)], s.growth64[usize(j)]);
+    const double p_error = p.error + n.cast_of_p.error(p.value + p.error);
+    const double dp = std::fabs(t.dp[j]), of_dp = n.gamma_dp * t.dp_absolute[j],
+                 dp_error = of_dp + n.cast_of_dp.error(dp + of_dp);
+    error += p_error * (dp + dp_error) + p.value * dp_error;
+    sum += (p.value + p_error) * (dp + dp_error);
+  }
+  return n.terms[Term::delta_of_weights] * (error + gamma * sum) * (1 + safety::evaluation);
 }
 
 }  // namespace
@@ -333,6 +370,7 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
 
   RowNumbers n(c, x, t);
   const LargestExponents exponent = exponent_errors(c, x, t, n, s);
+  if (n.stores_dp) n.delta_error += error_of_delta(c, t, n, s);
   RowMaxima most;
   for_lanes(0, t.count,
             [&]<class L>(Index j, L zero) { derive_pairs(x, t, n, s, out, j, zero, most); });

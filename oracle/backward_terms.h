@@ -49,6 +49,9 @@ namespace assay {
   X(softcap_underflow, 4)        /* of that product where it underflows */                      \
   X(gradient_cast, 4)            /* of the cast of dS */                                        \
   X(late_cast, 4)                /* of dS that is made from rounded weights */                  \
+  X(stored_dp, 4)                /* of the cast of dP */                                        \
+  X(delta_of_weights, 4)         /* of a D that is the sum of P dP */                           \
+  X(stored_twice, 4)             /* of the cast of dS before it is scaled */                    \
   X(late_underflow, 4)           /* of the cast of a scaled dS where it underflows */           \
   X(saturation, 4)               /* of a cast of what is beyond the largest number */           \
   X(bias_sum, 5)                 /* of the sum of dBias */                                      \

@@ -93,6 +93,18 @@ void dot_errors(const Contract& c, const BoundContext& x, const RowTruth& t, dou
   }
 }
 
+// bounds.md, 1, Stored scores: E_j of t_j, if what it is made of is stored as well
+void stored_part_errors(const Contract& c, const BoundContext& x, const RowTruth& t,
+                        double* error) {
+  const double u = unit_roundoff(*c.score_dtype);
+  const double stores = t.additions > 0 || x.softcap > 0 ? 2 : 1;
+  const double relative = x.terms[BoundTerm::stored_parts] * (std::pow(1 + u, stores) - 1);
+  const double floor = x.terms[BoundTerm::stored_score_underflow] * stores * (1 + u) *
+                       half_min_subnormal(*c.score_dtype) * std::max(1.0, x.scale);
+  for (Index j = 0; j < t.count; ++j)
+    error[j] += std::max(relative * (x.scale * std::fabs(t.dot[j]) + error[j]), floor);
+}
+
 // bounds.md, 1, Softcap: E_j of c tanh(t_j / c)
 void softcap_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
   const BoundTerms& terms = x.terms;
@@ -150,6 +162,7 @@ double largest_score(const Contract& c) {
 
 void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
   dot_errors(c, x, t, error);
+  if (c.score_dtype && c.stores_score_parts) stored_part_errors(c, x, t, error);
   if (x.softcap > 0) softcap_errors(c, x, t, error);
   if (t.additions > 0) bias_errors(c, x, t, error);
   if (c.score_dtype) stored_score_errors(c, x, t, error);

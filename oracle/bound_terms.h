@@ -24,6 +24,7 @@ namespace assay {
   X(query_prescale_product, 1) /* its product with the scale */             \
   X(query_underflow, 1)        /* half its least subnormal times |k| */     \
   X(score_scale, 1)            /* the product of a score with the scale */  \
+  X(stored_parts, 1)           /* q.k and its product with the scale */     \
   X(softcap_argument, 1)       /* t / c, rounded twice */                   \
   X(softcap_constant, 1)       /* a constant folded into t / c */           \
   X(softcap_tanh, 1)           /* tanh itself */                            \

@@ -1,5 +1,6 @@
 #include "oracle/contract.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -67,6 +68,7 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
     c.name = "fp32 accumulation, exp of 20 bits, weights in " + std::string(format(dtype).name);
     ladder.push_back(c);
     c.score_dtype = dtype;
+    c.stores_score_parts = true;
     c.name = "truncating 16-wide block FMA, scores and weights stored in " +
              std::string(format(dtype).name);
     ladder.push_back(c);
@@ -86,6 +88,17 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
   return ladder;
 }
 
+namespace {
+
+// The rung of a softmax between scores and weights that are stored.
+Contract stored_softmax(Dtype dtype, Index tile) {
+  const std::vector<Contract> ladder = contract_ladder(dtype, tile);
+  return *std::ranges::find_if(ladder,
+                               [](const Contract& c) { return c.score_dtype && c.divides_first; });
+}
+
+}  // namespace
+
 std::vector<Contract> backward_ladder(Dtype dtype, Index tile, Index group) {
   std::vector<Contract> ladder;
   bool stores_heads = false;
@@ -102,6 +115,13 @@ std::vector<Contract> backward_ladder(Dtype dtype, Index tile, Index group) {
     if (!stores_heads) ladder.push_back(c);
     stores_heads = stores_heads || (may_store_heads && c.weight_dtype);
     if (stores_heads) push_stored(c, "it");
+  }
+  if (dtype != Dtype::f32) {
+    Contract c = stored_softmax(dtype, tile);
+    c.dp_dtype = dtype;
+    c.name += ", dP stored in it";
+    if (may_store_heads) push_stored(c, "it");
+    else ladder.push_back(c);
   }
   return ladder;
 }

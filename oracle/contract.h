@@ -11,7 +11,6 @@
 
 #include "problem/attention.h"
 #include "problem/names.h"
-#include "problem/weight_sets.h"
 
 namespace assay {
 
@@ -45,7 +44,10 @@ struct Contract {
   // that it keeps). exp(0) is 1, and exp of -104.5 or less is 0; the exact tier relies on this.
   double exp_floor = 0x1p-149;
   double log_ulp = 1, tanh_ulp = 4;
-  std::optional<Dtype> score_dtype;   // scores are stored in it
+  std::optional<Dtype> score_dtype;  // scores are stored in it
+  // What scores are made of is stored in it, too: q.k, and its product with the scale where biases
+  // are added to that.
+  bool stores_score_parts = false;
   std::optional<Dtype> weight_dtype;  // weights are rounded to it before P V
   bool sum_from_rounded = false;      // the row sum adds the rounded weights
   // Weights are divided by the row sum, and then rounded to weight_dtype, before P V (a softmax
@@ -55,6 +57,9 @@ struct Contract {
   // Only for the backward pass with a weight_dtype: dS is computed from rounded weights, and is
   // scaled before it is rounded itself.
   bool score_gradients_late = false;
+  // Only for the backward pass of frameworks that run one operation after the other: dP is stored
+  // in it, D is the sum of P dP as they are stored, and dS is stored in it before it is scaled.
+  std::optional<Dtype> dp_dtype;
   // Only for the backward pass of grouped heads: dK and dV of every query head are stored in it,
   // and the heads of a group are added afterwards, in it or in a wider format.
   std::optional<Dtype> head_gradient_dtype;
@@ -114,8 +119,8 @@ struct ProductContract {
   double floor = 0x1p-149;  // the smallest subnormal: a step that underflows errs by at most this
 };
 
-// The arithmetic of attention or of a product, or the rule by which a quantizer rounds its scales.
-using Arithmetic = std::variant<Contract, ProductContract, GroupScale>;
+// The arithmetic of attention or of a product.
+using Arithmetic = std::variant<Contract, ProductContract>;
 
 // The contracts that are tried for a kernel that declares none, from the strictest to the most
 // lenient.

@@ -25,7 +25,9 @@ struct GradientFormula {
   double lse_factor = 1;
   bool lse_lacks_sink = false;
   bool subtracts_delta = true, delta_in_bf16 = false, reads_lse_gradient;
-  bool has_softcap_slope = true;
+  bool delta_of_row_before = false, delta_from_bf16_output = false;
+  Index values_end = -1;  // columns of V from here on give nothing to dP
+  bool has_softcap_slope = true, slope_from_uncapped = false;
   double factor_of_dp = 1, factor_of_dq = 1, factor_of_dk = 1;
   bool truncates_weights = false, truncates_score_gradients = false;  // to bf16
   Index rows_end = -1;         // rows from here on give nothing to dK and dV
@@ -68,6 +70,41 @@ constexpr GradientHypothesis hypotheses[] = {
      [](GradientFormula& f, Index) { return f.subtracts_delta = false, true; }},
     {"delta-in-bf16", "D is kept in bf16",
      [](GradientFormula& f, Index) { return f.delta_in_bf16 = true; }},
+    {"delta-of-row-before", "D of each row is that of the row before",
+     [](GradientFormula& f, Index) {
+       f.delta_of_row_before = true;
+       return f.problem.shape.rows > 1;
+     }},
+    {"delta-from-bf16-output", "D is computed from O in bf16",
+     [](GradientFormula& f, Index) { return f.delta_from_bf16_output = true; }},
+    {"dp-tail-dropped", "dP lacks the last columns, to a multiple of {}",
+     [](GradientFormula& f, Index tile) {
+       return drop_tail(f.values_end, f.problem.shape.value_dim, tile);
+     },
+     tiles},
+    {"dp-of-dim-columns", "dP has as many columns as Q",
+     [](GradientFormula& f, Index) {
+       f.values_end = f.problem.shape.dim;
+       return f.values_end < f.problem.shape.value_dim;
+     }},
+    {"softcap-slope-uncapped", "the slope of the softcap is that of the score before it",
+     [](GradientFormula& f, Index) {
+       f.slope_from_uncapped = true;
+       return f.problem.softcap > 0;
+     }},
+    {"gradient-window-short", "the left window of the backward pass is one key short",
+     [](GradientFormula& f, Index) { return f.problem.window_left-- > 0; }},
+    {"gradient-window-long", "the left window of the backward pass is one key long",
+     [](GradientFormula& f, Index) {
+       return f.problem.window_left >= 0 && ++f.problem.window_left;
+     }},
+    {"gradient-window-ignored", "the backward pass ignores the window",
+     [](GradientFormula& f, Index) {
+       Attention& p = f.problem;
+       const bool any = p.window_left >= 0 || p.window_right >= 0;
+       p.window_left = p.window_right = -1;
+       return any;
+     }},
     {"dlse-omitted", "dLSE is not added to dP - D",
      [](GradientFormula& f, Index) { return std::exchange(f.reads_lse_gradient, false); }},
     {"dq-scaled-twice", "dQ is multiplied by the scale twice",
@@ -298,11 +335,13 @@ class GradientSums {
     if (gives_dq) {
       RowMajor part = own.score, terms = own.score_terms;
       if (f.dq_keys_end >= 0) part.rightCols(s_.keys - f.dq_keys_end).setZero();
-      const Index first = (h - g_ * s_.group()) * s_.rows;
-      const double factor = scale * f.factor_of_dq;
-      sums.value[0].middleRows(first, s_.rows) = factor * (part * keys);
+      const Index head = h - g_ * s_.group(), first = head * s_.rows;
+      Eigen::VectorXd factor = Eigen::VectorXd::Constant(s_.rows, scale);
+      for (Index i = 0; i < s_.rows; ++i)
+        if (!f.region || f.region->has_row(head, i)) factor(i) *= f.factor_of_dq;
+      sums.value[0].middleRows(first, s_.rows) = factor.asDiagonal() * (part * keys);
       sums.gauge[0].segment(first, s_.rows) =
-          factor * factor * terms.cwiseAbs2() * keys.rowwise().squaredNorm();
+          factor.cwiseAbs2().cwiseProduct(terms.cwiseAbs2() * keys.rowwise().squaredNorm());
     }
     if (!gives_keys) return;
     Pairs other = own;
@@ -313,10 +352,12 @@ class GradientSums {
         m->bottomRows(s_.rows - f.rows_end).setZero();
     const RowMajor q = rounded(f.rounds_operands, rows_of(f.problem.q, h)),
                    d_o = rounded(f.rounds_operands, rows_of(input_.d_o, h));
-    const double factor = scale * f.factor_of_dk;
-    sums.value[1] += factor * (other.score.transpose() * q);
-    sums.gauge[1] +=
-        factor * factor * other.score_terms.cwiseAbs2().transpose() * q.rowwise().squaredNorm();
+    Eigen::VectorXd factor = Eigen::VectorXd::Constant(s_.keys, scale);
+    for (Index j = 0; j < s_.keys; ++j)
+      if (!f.region || f.region->has_key(j)) factor(j) *= f.factor_of_dk;
+    sums.value[1] += factor.asDiagonal() * (other.score.transpose() * q);
+    sums.gauge[1] += factor.cwiseAbs2().cwiseProduct(other.score_terms.cwiseAbs2().transpose() *
+                                                     q.rowwise().squaredNorm());
     sums.value[2] += other.weight.transpose() * d_o;
     sums.gauge[2] += other.weight.cwiseAbs2().transpose() * d_o.rowwise().squaredNorm();
   }
@@ -352,15 +393,20 @@ class GradientSums {
     for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<Index>(i);
     const Block k = reference.evaluate(*kv, h, rows, Keep::scores);
     const RowMajor d_o = rows_of(input_.d_o, h), o = rows_of(input_.o, h);
-    const RowMajor dp = f.factor_of_dp *
-                        (rounded(f.rounds_operands, d_o) *
-                         kv->values.middleRows(k.key0, k.count).leftCols(s_.value_dim).transpose());
+    const Index columns = f.values_end >= 0 ? f.values_end : s_.value_dim;
+    const RowMajor dp =
+        f.factor_of_dp * (rounded(f.rounds_operands, d_o).leftCols(columns) *
+                          kv->values.middleRows(k.key0, k.count).leftCols(columns).transpose());
     const double keep = p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1;
     Pairs all{RowMajor::Zero(s_.rows, s_.keys), RowMajor::Zero(s_.rows, s_.keys),
               RowMajor::Zero(s_.rows, s_.keys)};
     for (Index i = 0; i < s_.rows; ++i) {
       const double lse = lse_of(f, k, i);
-      double delta = f.subtracts_delta ? d_o.row(i).dot(o.row(i)) : 0;
+      const Index of_delta = f.delta_of_row_before ? std::max<Index>(i - 1, 0) : i;
+      RowMajor o_row = o.row(of_delta);
+      if (f.delta_from_bf16_output)
+        o_row = o_row.unaryExpr([](double x) { return round_to(Dtype::bf16, x); });
+      double delta = f.subtracts_delta ? d_o.row(of_delta).dot(o_row.row(0)) : 0;
       if (f.delta_in_bf16) delta = round_to(Dtype::bf16, delta);
       if (f.reads_lse_gradient) delta -= lse_gradient_of_row(input_, b_, h, i);
       for (Index j = 0; j < k.count; ++j) {
@@ -377,7 +423,7 @@ class GradientSums {
         if (f.truncates_weights) weight = truncated_to_bf16(weight);
         const bool kept = k.kept.empty() || k.kept[at];
         const double own = kept ? dp(i, j) : 0,
-                     slope = f.has_softcap_slope ? slope_of(p, k.dot[at]) : 1;
+                     slope = f.has_softcap_slope ? slope_of(f, p, k.dot[at]) : 1;
         double score = weight * (own - delta) * slope;
         if (f.truncates_score_gradients) score = truncated_to_bf16(score);
         all.weight(i, k.key0 + j) = kept ? weight * keep : 0;
@@ -401,9 +447,10 @@ class GradientSums {
     return lse;
   }
 
-  static double slope_of(const Attention& p, double dot) {
+  static double slope_of(const GradientFormula& f, const Attention& p, double dot) {
     if (p.softcap == 0) return 1;
-    const double y = std::tanh(static_cast<double>(p.scale) * dot / static_cast<double>(p.softcap));
+    const double x = static_cast<double>(p.scale) * dot / static_cast<double>(p.softcap);
+    const double y = f.slope_from_uncapped ? x : std::tanh(x);
     return 1 - y * y;
   }
 

@@ -299,6 +299,25 @@ constexpr ProductHypothesis rarer_hypotheses[] = {
        };
        return r.has_scales() && r.w.groups > 1;
      }},
+    {"zero-point-ignored", "zero points are taken to be 0",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.code = [](const ProductReading& of, Index k, Index n) {
+         const LowBitView& w = of.product.w;
+         const auto byte = static_cast<std::uint8_t>(w.extra[of.group_of(k) * of.w.count + n]);
+         return of.code(k, n) + (w.format == LowBit::int8 ? static_cast<std::int8_t>(byte) : byte);
+       };
+       return r.traits_of.integer;
+     }},
+    {"least-code-clamped", "the code -128 is read as -127",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.code = [](const ProductReading& of, Index k, Index n) {
+         const LowBitView& w = of.product.w;
+         const auto zero = static_cast<std::int8_t>(w.extra[of.group_of(k) * of.w.count + n]);
+         const double x = of.code(k, n);
+         return x + zero == -128 ? x + 1 : x;
+       };
+       return r.product.w.format == LowBit::int8;
+     }},
     {"columns-shifted", "every column holds the one before, the first the last",
      [](AlteredProduct& a, const ProductReading& r, Index) { return shift_columns(a, r, -1); }},
     {"columns-shifted", "every column holds the next one, the last the first",
@@ -438,24 +457,29 @@ struct WrongPart {
   }
 };
 
+// Where the errors of no row, or of no column, are too large as a whole, all of them count as
+// wrong.
 WrongPart wrong_part(const ProductSample& s, const RowMajor& got, const RowMajor& right,
                      const RowMajor& typical_square) {
   RowMajor square(got.rows(), got.cols());
   for (Index k = 0; k < square.size(); ++k)
     square.data()[k] = std::pow(error_of(got.data()[k], right.data()[k]), 2);
-  const auto is_wrong = [&](const auto& errors, const auto& typical, Index numbers) {
+  const auto find = [&](Index count, Index numbers, const std::vector<Index>& of, const auto& line,
+                        std::vector<char>& wrong, std::vector<Index>& found) {
     const double limit = row_limit_of(s.out, numbers);
-    return !(errors.sum() <= limit * limit * typical.sum());
+    for (Index k = 0; k < count; ++k)
+      wrong.push_back(!(line(square, k).sum() <= limit * limit * line(typical_square, k).sum()));
+    if (std::ranges::find(wrong, char{1}) == wrong.end()) std::ranges::fill(wrong, char{1});
+    for (Index k = 0; k < count; ++k)
+      if (wrong[usize(k)]) found.push_back(of[usize(k)]);
   };
   WrongPart x;
-  for (Index i = 0; i < got.rows(); ++i) {
-    x.row.push_back(is_wrong(square.row(i), typical_square.row(i), got.cols()));
-    if (x.row.back()) x.rows.push_back(s.rows[usize(i)]);
-  }
-  for (Index j = 0; j < got.cols(); ++j) {
-    x.column.push_back(is_wrong(square.col(j), typical_square.col(j), got.rows()));
-    if (x.column.back()) x.columns.push_back(s.columns[usize(j)]);
-  }
+  find(
+      got.rows(), got.cols(), s.rows, [](const RowMajor& m, Index i) { return m.row(i); }, x.row,
+      x.rows);
+  find(
+      got.cols(), got.rows(), s.columns, [](const RowMajor& m, Index j) { return m.col(j); },
+      x.column, x.columns);
   return x;
 }
 
@@ -536,7 +560,7 @@ class ProductAttempts {
         add(trials, "product-misplaced", std::move(words), x);
       });
       const WrongPart part = wrong_part(sample_, got_, right_.exact, typical_of(0));
-      if (part.is_all() || part.rows.empty()) return;
+      if (part.is_all()) return;
       for (const ProductHypothesis& h : hypotheses) attempt(trials, h, &part);
       for (const ProductHypothesis& h : rarer_hypotheses) attempt(trials, h, &part);
     });

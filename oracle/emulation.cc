@@ -157,10 +157,11 @@ class OnlineSoftmax {
     for (Index t : how_.order) {
       RowMajorSingle p = RowMajorSingle::Zero(scores.rows(), width_of(t));
       for (Index r = 0; r < scores.rows(); ++r)
-        if (sum_(r) > 0)
-          p.row(r) = exp_.of(scores.row(r).segment(first_of(t), width_of(t)).transpose(), max_(r))
-                         .transpose() *
-                     (1 / sum_(r));
+        if (sum_(r) > 0) {
+          const Eigen::ArrayXf s = scores.row(r).segment(first_of(t), width_of(t)).transpose();
+          if (how_.from_lse) p.row(r) = exp_.of(s, lse(r)).transpose();
+          else p.row(r) = exp_.of(s, max_(r)).transpose() * (1 / sum_(r));
+        }
       cast(p);
       add_values(p, t);
     }
@@ -268,7 +269,12 @@ RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const Emu
   const bool by_root = how.scales_both && !c.query_dtype && in.scale > 0;
   const bool prescaled = c.query_dtype || how.scales_query || by_root;
   const float root = by_root ? std::sqrt(in.scale) : 1;
-  if (prescaled) q *= by_root ? root : in.scale;
+  // A kernel that computes 2^x may multiply Q by log2 e, too. What cancels exactly in q.k may then
+  // do so no more.
+  const bool folded = how.base_two && how.scales_query && !by_root && !c.query_dtype &&
+                      in.softcap == 0 && in.bias.size() == 0;
+  if (folded) q *= in.scale * static_cast<float>(log2_e);
+  else if (prescaled) q *= by_root ? root : in.scale;
   if (c.query_dtype) round_all(*c.query_dtype, q);
   RowMajorSingle s = RowMajorSingle::Zero(q.rows(), in.count);
   const auto own_keys = in.kv->keys_transposed_single.middleCols(in.key0, in.count);
@@ -281,6 +287,7 @@ RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const Emu
     add_product(c, how, RowMajorSingle(q(Eigen::all, order)),
                 RowMajorSingle(keys(order, Eigen::all)), s);
   }
+  if (folded) s *= static_cast<float>(ln_2);
   if (c.score_dtype && how.rounds_unscaled) round_all(*c.score_dtype, s);
   if (!prescaled) s *= in.scale;
   if (in.softcap > 0) {
@@ -305,7 +312,9 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   how.half_part = halves[random.below(std::size(halves))];
   how.scales_query = !c.ordered && random.below(2) != 0;
   how.base_two = c.fused_argument;
-  how.normalizes_first = c.divides_first || (!c.ordered && c.weight_dtype && serial % 2 != 0);
+  how.from_lse = !c.ordered && !c.weight_dtype && !c.divides_first && serial % 4 == 1;
+  how.normalizes_first =
+      c.divides_first || how.from_lse || (!c.ordered && c.weight_dtype && serial % 2 != 0);
   how.late_maximum = !c.ordered && random.below(3) == 0;
   how.scales_both = !c.ordered && !c.weight_dtype && serial % 4 == 3;
   how.rounds_unscaled = serial % 4 < 2;

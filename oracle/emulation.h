@@ -27,9 +27,11 @@ struct Schedule {
   bool scales_both = false;
   bool base_two = false;          // 2^x with log2 e folded into the argument
   bool normalizes_first = false;  // weights are divided by the row sum before P V
-  bool late_maximum = false;      // the running maximum lags behind: weights above 1 occur
-  bool three_parts = false;       // a product of fp32 numbers is three products of TF32 numbers
-  bool rounds_unscaled = false;   // scores are stored before the scale as well
+  // Weights are e^(s - LSE): the rounding of LSE is one of all weights of a row.
+  bool from_lse = false;
+  bool late_maximum = false;     // the running maximum lags behind: weights above 1 occur
+  bool three_parts = false;      // a product of fp32 numbers is three products of TF32 numbers
+  bool rounds_unscaled = false;  // scores are stored before the scale as well
   double exp_offset = 0, exp_slope = 0;  // the error of exp in [-1, 1] of what the contract allows
   double constant = 0;                   // the error of the folded constant, likewise
   double tanh = 0, log = 0;              // the errors of tanh and of log, likewise

@@ -60,12 +60,19 @@ EmulatedGradients emulate_backward(const Contract& c, const Schedule& how, const
     p.row(r) = (weight < floor).select(0.0, weight).cast<float>().matrix().transpose();
     const float delta = in.d_o.row(r).dot(in.o.row(r)) - in.d_lse(r);
     if (x.kept.size() > 0) dp.row(r).array() *= x.kept.row(r).array() * in.keep_scale;
+    if (c.dp_dtype) {
+      RowMajorSingle stored = dp.row(r);
+      round_all(*c.dp_dtype, stored);
+      dp.row(r) = stored;
+    }
     // A kernel that casts P once and computes dS from it (score_gradients_late) may also not.
     RowMajorSingle used = p.row(r);
     if (c.score_gradients_late && c.weight_dtype && how.rounds_unscaled)
       round_all(*c.weight_dtype, used);
-    ds.row(r) = used.array() * (dp.row(r).array() - delta);
+    const float subtracted = c.dp_dtype ? used.row(0).dot(dp.row(r)) - in.d_lse(r) : delta;
+    ds.row(r) = used.array() * (dp.row(r).array() - subtracted);
   }
+  if (c.dp_dtype) round_all(*c.dp_dtype, ds);
   if (slope.size() > 0) ds.array() *= slope.array();
   const bool late = c.score_gradients_late && how.scales_query;
   if (late) ds *= x.scale;

@@ -92,16 +92,15 @@ struct Fits {
     along_ += error.dot(step) / typical / typical;
     step_ += step.squaredNorm() / typical / typical;
   }
-  // The errors against the prediction are typical. The errors against the right outputs are not, or
-  // they are small in each row but, over all rows together, follow the steps to the prediction.
+  // The errors against the prediction are typical. The errors against the right outputs are not, by
+  // twice as much at least; or, over all rows together, they follow the steps to the prediction.
   bool explains() const {
-    return !given.empty() && given.excess() <= 1 && (!(right.excess() <= 1) || are_the_steps());
+    return !given.empty() && given.excess() <= 1 && (leaves_half() || are_the_steps());
   }
-  // Of a fault that may lie in any part of the output, more is asked: what it leaves is at most
-  // half of what was wrong, and the errors are the step to the prediction, neither a part of it nor
-  // more.
+  // Of a fault that may lie in any part of the output, more is asked: the errors are the step to the
+  // prediction, neither a part of it nor more.
   bool explains_a_part() const {
-    return explains() && given.excess() <= right.excess() / 2 &&
+    return explains() && leaves_half() &&
            (step_ == 0 || std::fabs(along_ / step_ - 1) <= off_the_step);
   }
   // The errors are as large as those of a coarser arithmetic: typical in every row, and not small.
@@ -114,6 +113,9 @@ struct Fits {
   }
 
  private:
+  bool leaves_half() const {
+    return !(right.excess() <= 1) && !(given.excess() > right.excess() / 2);
+  }
   bool are_the_steps() const {
     constexpr double least_z = 8;
     return along_ > least_z * std::sqrt(step_) && std::fabs(along_ / step_ - 1) <= off_the_step;

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <Eigen/Cholesky>
+
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -17,7 +19,7 @@ namespace {
 constexpr std::string_view names[] = {
     "gradient-factor",         "gradient-rows-zero",         "gradient-rows-stale",
     "gradient-rows-misplaced", "gradient-columns-misplaced", "key-gradients-exchanged",
-    "gradient-key-left-out",   "gradient-row-left-out"};
+    "gradient-key-left-out",   "gradient-row-left-out",      "gradient-heads-miscounted"};
 
 class Written {
  public:
@@ -45,6 +47,8 @@ class Written {
          [&](std::size_t n, GroupSums& x) { return move_columns(n, x); });
     tell("gradient-key-left-out",
          [&](std::size_t n, GroupSums& x) { return n == 0 ? lose_key(x) : std::string(); });
+    tell("gradient-heads-miscounted",
+         [&](std::size_t n, GroupSums& x) { return n > 0 ? recount_heads(n, x) : std::string(); });
     tell("gradient-row-left-out",
          [&](std::size_t n, GroupSums& x) { return n > 0 ? lose_row(n, x) : std::string(); });
     if (s_.dim != s_.value_dim) return found;
@@ -183,6 +187,42 @@ class Written {
         "row {}{} {} {}", row,
         head < heads && heads > 1 ? fmt::format(" of head {} of the group", head) : "",
         *times == 0 ? "gives nothing to" : "counts twice in", output(n));
+  }
+
+  // How often each head of the group counts, by least squares.
+  std::string recount_heads(std::size_t n, GroupSums& x) const {
+    const Index heads = std::ssize(terms_);
+    if (heads < 2 || !got_[n].allFinite()) return {};
+    std::vector<RowMajor> parts;
+    for (const GradientTerms& t : terms_)
+      parts.push_back(n == 1 ? t.score.transpose() * t.q : t.weight.transpose() * t.d_o);
+    Eigen::MatrixXd gram(heads, heads);
+    Eigen::VectorXd along(heads);
+    for (Index h = 0; h < heads; ++h) {
+      along(h) = got_[n].cwiseProduct(parts[usize(h)]).sum();
+      for (Index k = 0; k < heads; ++k)
+        gram(h, k) = parts[usize(h)].cwiseProduct(parts[usize(k)]).sum();
+    }
+    const Eigen::VectorXd times = gram.ldlt().solve(along);
+    constexpr double off = 0.1;
+    std::vector<Index> lost, twice;
+    for (Index h = 0; h < heads; ++h) {
+      if (std::fabs(times(h)) < off) lost.push_back(h);
+      else if (std::fabs(times(h) - 2) < off) twice.push_back(h);
+      else if (!(std::fabs(times(h) - 1) < off)) return {};
+    }
+    for (const Index h : lost) x.value[n] -= parts[usize(h)];
+    for (const Index h : twice) x.value[n] += parts[usize(h)];
+    std::vector<std::string> told;
+    const auto tell = [&](const std::vector<Index>& which, const char* one, const char* many) {
+      if (!which.empty())
+        told.push_back(fmt::format("{} of the group {}", list_of("head", which),
+                                   which.size() == 1 ? one : many));
+    };
+    tell(lost, "gives nothing to", "give nothing to");
+    tell(twice, "counts twice in", "count twice in");
+    if (told.empty()) return {};
+    return fmt::format("{} {}", fmt::join(told, " and "), output(n));
   }
 
   static std::pair<Index, std::optional<double>> most_along(const Eigen::VectorXd& along,

@@ -1,4 +1,7 @@
 // Known faults that are rarer than those of hypotheses_masks.cc and hypotheses_sums.cc.
+#include <algorithm>
+#include <utility>
+
 #include "oracle/alteration.h"
 
 namespace assay {
@@ -45,6 +48,16 @@ bool read_heads(Alteration& a, Index (*key_head)(const AttentionShape&, Index h)
   return true;
 }
 
+bool shift_keys(Alteration& a, Index by) {
+  ProjectedAttention& p = a.problem;
+  const TensorView from = p.k;
+  const Index last = p.shape.keys - 1;
+  return !p.projection && last > 0 &&
+         replace(a, p.k, from.shape, [&](Index b, Index h, Index j, Index d) {
+           return load(from, from.at(b, h, std::clamp<Index>(j + by, 0, last), d));
+         });
+}
+
 Index own(const AttentionShape& s, Index h) { return h / s.group(); }
 Index modulo(const AttentionShape& s, Index h) { return h % s.kv_heads; }
 
@@ -75,6 +88,36 @@ constexpr Hypothesis of_inputs[] = {
        ProjectedAttention& p = a.problem;
        p.v.stride[0] = p.projection.v_absolute.stride[0] = 0;
        return p.shape.batch > 1;
+     }},
+    {"keys-and-values-exchanged", "K is read for V, and V for K",
+     [](Alteration& a, Index) {
+       ProjectedAttention& p = a.problem;
+       std::swap(p.k, p.v);
+       return p.shape.dim == p.shape.value_dim && !p.projection;
+     }},
+    {"k-row-before", "K of each key is that of the key before",
+     [](Alteration& a, Index) { return shift_keys(a, -1); }},
+    {"k-next-row", "K of each key is that of the next one",
+     [](Alteration& a, Index) { return shift_keys(a, 1); }},
+    {"window-sides-exchanged", "the sides of the window are exchanged",
+     [](Alteration& a, Index) {
+       Attention& p = a.problem;
+       std::swap(p.window_left, p.window_right);
+       return p.window_left != p.window_right;
+     }},
+    {"alibi-heads-reversed", "the slopes of ALiBi stand in reverse order",
+     [](Alteration& a, Index) {
+       std::ranges::reverse(a.problem.alibi_slopes);
+       return a.problem.alibi_slopes.size() > 1;
+     }},
+    {"bool-mask-added", "the boolean mask is added to the scores, as 0 or 1",
+     [](Alteration& a, Index) {
+       Attention& p = a.problem;
+       const BoolView keep = std::exchange(p.keep, {});
+       const TensorView bias = p.bias;
+       return keep && replace_bias(a, [&](Index b, Index h, Index i, Index j) {
+                return (bias ? load(bias, bias.at(b, h, i, j)) : 0) + keep.at(b, h, i, j);
+              });
      }},
     {"heads-exchanged", "pairs of heads have each other's O",
      [](Alteration& a, Index) {

@@ -27,6 +27,9 @@ constexpr std::string_view names[] = {"output-factor",
                                       "output-columns-zero",
                                       "output-halves-exchanged",
                                       "output-columns-misplaced",
+                                      "output-rows-misplaced",
+                                      "scale-factor",
+                                      "lanes-left-out",
                                       "key-left-out",
                                       "key-twice",
                                       "keys-misweighted",
@@ -117,6 +120,30 @@ void suspect_columns(const ComparedRows& x, std::vector<Suspicion>& all) {
                 [factor = std::move(factor)](const RowPlace&, Eigen::Ref<Eigen::RowVectorXd> o) {
                   for (const auto& [c, times] : factor) o(c) = times == 0 ? 0 : times * o(c);
                 }));
+}
+
+// Rows of O that hold other ones, of any head that is compared; with their LSE, or without it.
+void suspect_rows(const ComparedRows& x, std::vector<Suspicion>& all) {
+  const Misplaced m = misplaced_columns(x.got.transpose(), x.exact.transpose());
+  if (m.wrong.empty() || !m.all_found || x.got.cols() < fewest_columns) return;
+  std::map<RowPlace, RowPlace> from;
+  for (const Index r : m.wrong) from[x.places[usize(r)]] = x.places[usize(m.from[usize(r)])];
+  const auto told = [](const RowPlace& at) {
+    return fmt::format("O[b={}, h={}, row={}]", at.b, at.h, at.row);
+  };
+  const auto& [to, first] = *from.begin();
+  std::string words = fmt::format("{} is that of {}", told(to), told(first));
+  if (from.size() > 1)
+    words += fmt::format(", and so on: {} rows are in wrong places", from.size());
+  for (const bool with_lse : {true, false})
+    all.push_back({"output-rows-misplaced", words, [=](Alteration& a) {
+                     a.of_lse = with_lse;
+                     a.source = [from](const RowPlace& at) {
+                       const auto found = from.find(at);
+                       return found == from.end() ? at : found->second;
+                     };
+                     return true;
+                   }});
 }
 
 // A wrong row, and what is known of its keys.
@@ -394,6 +421,41 @@ void suspect_exchanged_values(const ProjectedAttention& p, std::span<const Wrong
          }});
 }
 
+// All scores are multiplied by a factor: the one of a fine grid, and then of a finer one around it,
+// under which the errors of the row that is furthest from typical are least.
+void suspect_scale(const ProjectedAttention& p, const WrongRow& row, std::vector<Suspicion>& all) {
+  if (p.softcap > 0 || p.bias || !p.alibi_slopes.empty() || !p.sink.empty() || p.projection) return;
+  const Block& k = row.block();
+  Eigen::ArrayXd score = Eigen::ArrayXd::Constant(k.count, -inf);
+  RowMajor values = RowMajor::Zero(k.count, row.o.size());
+  for (Index j = 0; j < k.count; ++j) {
+    const std::size_t at = k.pair(row.r, j);
+    if (k.visible[at]) score(j) = static_cast<double>(p.scale) * k.dot[at];
+    if (row.keeps(j)) values.row(j) = row.value(j);
+  }
+  const Eigen::RowVectorXd got = row.o + row.error;
+  const auto error = [&](double factor) {
+    Eigen::ArrayXd s = (score == -inf).select(-inf, factor * score);
+    s = (s - s.maxCoeff()).exp();
+    return (s.matrix().transpose() * values / s.sum() - got).squaredNorm();
+  };
+  double best = 1;
+  const auto search = [&](double from, double step, int steps) {
+    for (int n = -steps; n <= steps; ++n)
+      for (const double sign : {1.0, -1.0})
+        if (const double f = sign * from * std::exp(step * n); error(f) < error(best)) best = f;
+  };
+  search(1, 0x1p-5, 320);
+  for (double step = 0x1p-9; step > 0x1p-40; step /= 16) search(std::fabs(best), step, 16);
+  if (!(error(best) < 0x1p-10 * row.error.squaredNorm())) return;
+  all.push_back({"scale-factor",
+                 fmt::format("scores are multiplied by {:.3g} times the scale", best),
+                 [best](Alteration& a) {
+                   a.problem.scale *= static_cast<float>(best);
+                   return true;
+                 }});
+}
+
 // If lane d counts f times in q.k, scores move by (f - 1) scale q_d k_jd, and O by that times
 // A e_d q_d, A = sum_j p_j (v_j - O) k_j^T, to first order. If lanes d and e of K change places, by
 // -(q_d - q_e) A (e_d - e_e).
@@ -405,6 +467,7 @@ void suspect_lanes(const ProjectedAttention& p, std::span<const WrongRow> rows,
   const auto count = std::min(rows.size(), usize(static_cast<Index>(lane_budget / each)));
   // The squares and products of errors and first-order steps, of each lane and of each pair.
   Eigen::VectorXd along = Eigen::VectorXd::Zero(dim), square = along;
+  Eigen::VectorXd tail_along = along, tail_square = along;  // of all lanes from one on
   Eigen::MatrixXd pair_along = Eigen::MatrixXd::Zero(dim, dim), pair_square = pair_along;
   const auto scale = static_cast<double>(p.scale);
   for (const WrongRow& row : rows.first(count)) {
@@ -420,6 +483,14 @@ void suspect_lanes(const ProjectedAttention& p, std::span<const WrongRow> rows,
     for (Index d = 0; d < dim; ++d) q(d) = load(p.q, p.q.at(k.b, k.h, i, d));
     along += of_error.cwiseProduct(q);
     square += gram.diagonal().cwiseProduct(q.cwiseAbs2());
+    Eigen::RowVectorXd tail = Eigen::RowVectorXd::Zero(row.o.size());
+    double of_tail = 0;
+    for (Index d = dim; d-- > 0;) {
+      tail += q(d) * a.row(d);
+      of_tail += q(d) * of_error(d);
+      tail_along(d) += of_tail;
+      tail_square(d) += tail.squaredNorm();
+    }
     for (Index d = 0; d < dim; ++d)
       for (Index e = 0; e < d; ++e) {
         const double by = q(e) - q(d);
@@ -457,6 +528,12 @@ void suspect_lanes(const ProjectedAttention& p, std::span<const WrongRow> rows,
        times(less, -1));
   tell("lane-twice", fmt::format("column {} of Q and K counts twice in q.k", twice),
        times(twice, 2));
+  const Index first = most_of(Eigen::VectorXd(-tail_along), tail_square);
+  if (first > 0 && first < dim - 1)
+    tell("lanes-left-out", fmt::format("columns of Q and K from {} on are left out of q.k", first),
+         [first](const TensorView& q, Index b, Index h, Index i, Index d) {
+           return d >= first ? 0 : load(q, q.at(b, h, i, d));
+         });
   const Index pair = most_of(pair_along, pair_square), d = pair % dim, e = pair / dim;
   if (d != e)
     tell("lanes-exchanged", fmt::format("columns {} and {} of Q, or of K, are exchanged", e, d),
@@ -544,6 +621,8 @@ Misplaced misplaced_columns(const RowMajor& got, const RowMajor& exact) {
     m.factor[usize(c)] = got.col(c).dot(exact.col(c)) / exact.col(c).squaredNorm();
     double least = nearer * error;
     for (Index other = 0; other < columns; ++other) {
+      // Zeros are not those of another column.
+      if (!(exact.col(other).squaredNorm() > 0)) continue;
       const double distance = (got.col(c) - exact.col(other)).norm();
       if (distance < least) least = distance, m.from[usize(c)] = other;
     }
@@ -563,8 +642,10 @@ std::vector<Suspicion> suspicions_of(const ProjectedAttention& problem, const Co
   std::vector<Suspicion> all;
   suspect_factors(x, all);
   suspect_columns(x, all);
+  suspect_rows(x, all);
   const std::vector<WrongRow> rows = wrong_rows(x);
   if (rows.empty()) return all;
+  suspect_scale(problem, rows.front(), all);
   suspect_keys(problem, rows, all);
   suspect_exchanged_values(problem, rows, all);
   suspect_lanes(problem, rows, all);

@@ -2,6 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
+#include <string_view>
+#include <utility>
+
 #include "oracle/filters.h"
 
 namespace assay {
@@ -55,6 +60,23 @@ double excess(const Evidence& e) {
   return worst;
 }
 
+namespace {
+
+// The fault whose share is this one; a negative share is one of the opposite.
+std::string fault_of_share(std::string fault, double share) {
+  if (share >= 0) return fault;
+  constexpr std::pair<std::string_view, std::string_view> opposites[] = {
+      {"too large", "too small"},
+      {"is missing", "counts too much"},
+      {"are missing", "count too much"}};
+  for (const auto& [words, opposite] : opposites)
+    if (const std::size_t at = fault.find(words); at != std::string::npos)
+      fault.replace(at, words.size(), opposite);
+  return fault;
+}
+
+}  // namespace
+
 std::string sentence_on(const Evidence& e) {
   const auto beyond = [](const auto& a, const auto& b) {
     return a.second.s / a.second.limit < b.second.s / b.second.limit;
@@ -66,7 +88,8 @@ std::string sentence_on(const Evidence& e) {
     return fmt::format(
         "by evidence: inside every bound, but no arithmetic makes such errors: {}, by {:.3g} of "
         "it (z = {:.3g}, limit {:.3g}, {} questions)",
-        filter->fault, filter->share, filter->z, e.z_limit, e.questions);
+        fault_of_share(filter->fault, filter->share), std::fabs(filter->share),
+        std::fabs(filter->z), e.z_limit, e.questions);
   if (row->first == Output::c)
     return fmt::format(
         "by evidence: inside every bound, but no arithmetic makes such errors: those of {} {} of C "

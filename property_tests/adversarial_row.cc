@@ -134,11 +134,15 @@ class Row {
 
   double score(Index j) const {
     const double direction = direction_of(j);
+    const bool parts = c_.score_dtype && c_.stores_score_parts;
     double s = dot(j, direction);
+    if (parts) s = stored(*c_.score_dtype, s, direction);
     if (!fused_ && !c_.query_dtype) s = rounded(s * static_cast<double>(p_.scale), u_, direction);
     else if (fused_ && !c_.query_dtype)
       // The error is inside the argument, and its constant covers it.
       s *= static_cast<double>(p_.scale);
+    if (parts && (p_.softcap > 0 || p_.bias || !p_.alibi_slopes.empty()))
+      s = stored(*c_.score_dtype, s, direction);
     if (p_.softcap > 0) s = capped(s, direction);
     if (!p_.alibi_slopes.empty()) {
       const double distance = static_cast<double>(j - p_.offset_of(0));

@@ -264,5 +264,48 @@ TEST(EmulatedLadder, AStoredSoftmaxIsARungOfTheLadder) {
     }
 }
 
+// Eager frameworks store q.k, its product with the scale, and what biases add to that.
+TEST(EmulatedLadder, StoredPartsOfScoresAreARungOfTheLadder) {
+  for (const char* line : {"attention b=2 h=3/1 l=96 d=24 causal scores=tile-peaks seed=15",
+                           "attention b=1 h=2 l=40x60 d=32 scores=tile-peaks bias=normal seed=15"})
+    for (const Dtype dtype : {Dtype::f16, Dtype::bf16}) {
+      Case c = parse_case(line);
+      c.dtype = dtype;
+      const Inputs inputs(c);
+      const Outputs out(c);
+      for (const Emulation& e : emulations(dtype)) {
+        if (!e.contract.stores_score_parts) continue;
+        run_emulated(e, inputs.problem, out.view());
+        EXPECT_THAT(judge_by_ladder(inputs.problem, out.view(), 64), Passes())
+            << line << ", " << e.contract.name;
+      }
+    }
+}
+
+// Autograd stores dP and dS between operations.
+TEST(EmulatedLadder, StoredGradientsOfWeightsAreARungOfTheLadder) {
+  for (const char* line :
+       {"backward b=1 h=2 l=77 d=80/48 causal window=16,0 scores=negative values=ones grad=ramp",
+        "backward b=1 h=2 l=60x97 d=32 causal offset=end scores=signed-zeros grad=signed-zeros",
+        "backward b=1 h=4/2 l=33x50 d=32 values=ones"})
+    for (const Dtype dtype : {Dtype::f16, Dtype::bf16}) {
+      Case c = parse_case(line);
+      c.dtype = dtype;
+      const Inputs inputs(c);
+      const Outputs out(c);
+      const GradientOutputs gradients(c, inputs);
+      for (const Emulation& e : emulations(dtype)) {
+        if (!e.contract.dp_dtype) continue;
+        run_emulated(e, inputs.problem, out.view());
+        const AttentionBackwardInput input{out.o.view(), out.lse.view(), inputs.d_o.view()};
+        run_emulated_backward(e, inputs.problem, input, gradients.view());
+        EXPECT_THAT(
+            judge_backward_by_ladder(inputs.problem, input, gradients.view(), JudgeOptions{}),
+            Passes())
+            << line << ", " << e.contract.name;
+      }
+    }
+}
+
 }  // namespace
 }  // namespace assay

@@ -50,11 +50,15 @@ struct Mistake {
   double (*value_times)(Index j) = nullptr;            // of weights before they meet V
   double (*lane_times)(Index d) = nullptr;             // of products of Q and K
   std::pair<Index, Index> rows_of_v = {}, lanes = {};  // change places, lanes in K
+  double scale_times = 1;
+  Index key_rows = 0;  // K of each key is that of the key so far behind
+  bool exchanges_keys_and_values = false;
   // The rows that are computed wrongly; empty: all.
   std::function<bool(Index b, Index h, Index i)> where = nullptr;
   // In the backward pass only.
   bool (*lacks_delta)(Index i, Index j) = nullptr;
-  Index dq_lacks_key = -1, dk_lacks_row = -1;
+  Index dq_lacks_key = -1, dk_lacks_row = -1, dk_lacks_head = -1;
+  Index delta_rows = 0;  // D of each row is that of the row so far before
 };
 
 Index exchanged(std::pair<Index, Index> two, Index at) {
@@ -85,9 +89,9 @@ class PlainKernel {
       if (m_.value_times) weight *= m_.value_times(key);
       const Index g = m_.v_of_head_modulo ? h % s_.kv_heads : h / s_.group();
       for (Index c = 0; c < s_.value_dim; ++c)
-        o[usize(c)] +=
-            m_.operands(m_.weights(weight)) *
-            element(p_.v, m_.v_of_batch_zero ? 0 : b, g, exchanged(m_.rows_of_v, key), c);
+        o[usize(c)] += m_.operands(m_.weights(weight)) *
+                       element(m_.exchanges_keys_and_values ? p_.k : p_.v,
+                               m_.v_of_batch_zero ? 0 : b, g, exchanged(m_.rows_of_v, key), c);
     }
     sum += static_cast<double>(m_.zeros_behind) * std::exp(m_.exponent * -top);
     for (Index c = 0; c < s_.value_dim; ++c)
@@ -104,8 +108,9 @@ class PlainKernel {
       const Index g = h / s_.group();
       const double lse = load(in.lse, in.lse.at(b, h, i, 0));
       double delta = 0;
+      const Index of = std::max<Index>(i - m_.delta_rows, 0);
       for (Index c = 0; c < s_.value_dim; ++c)
-        delta += load(in.d_o, in.d_o.at(b, h, i, c)) * load(in.o, in.o.at(b, h, i, c));
+        delta += load(in.d_o, in.d_o.at(b, h, of, c)) * load(in.o, in.o.at(b, h, of, c));
       std::vector<double> dq(usize(s_.dim), 0.0);
       for (std::size_t at = 0; at < s.size(); ++at) {
         const auto j = static_cast<Index>(at);
@@ -121,7 +126,7 @@ class PlainKernel {
         for (Index d = 0; d < s_.dim; ++d) {
           if (j < s_.keys / m_.tile * m_.tile && j != m_.dq_lacks_key)
             dq[usize(d)] += scaled * element(p_.k, b, g, j, d);
-          if (row_counts && i != m_.dk_lacks_row)
+          if (row_counts && i != m_.dk_lacks_row && h % s_.group() != m_.dk_lacks_head)
             dk[key * usize(s_.dim) + usize(d)] += scaled * element(p_.q, b, h, i, d);
         }
         for (Index c = 0; c < s_.value_dim && row_counts; ++c)
@@ -156,10 +161,12 @@ class PlainKernel {
     std::vector<double> s;
     for (Index j = 0; j < end; ++j) {
       double dot = 0;
+      const TensorView& keys = m_.exchanges_keys_and_values ? p_.v : p_.k;
+      const Index from = std::clamp<Index>(j + m_.key_rows, 0, s_.keys - 1);
       for (Index d = 0; d < s_.dim; ++d)
         dot += (m_.lane_times ? m_.lane_times(d) : 1) * element(p_.q, b, h, i, d) *
-               element(p_.k, m_.k_of_batch_zero ? 0 : b, g, j, exchanged(m_.lanes, d));
-      s.push_back(static_cast<double>(p_.scale) * dot);
+               element(keys, m_.k_of_batch_zero ? 0 : b, g, from, exchanged(m_.lanes, d));
+      s.push_back(m_.scale_times * static_cast<double>(p_.scale) * dot);
       const Index row = i - m_.mask_rows, key = j - m_.mask_keys;
       if (p_.bias && row >= 0 && row < s_.rows && key >= 0 && key < s_.keys)
         s.back() += m_.bias_times * load(p_.bias, p_.bias.at(b, h, row, key));
@@ -252,6 +259,10 @@ TEST(Mistakes, WhatStandsInPlaceOfOIsNamed) {
       {"output-columns-factor", "O is 1.01 times what it should be in columns 8 to 15",
        change([](const ReadO& o, Index b, Index h, Index i, Index c) {
          return (c < 8 ? 1 : 1.01) * o(b, h, i, c);
+       })},
+      {"output-rows-misplaced", "O[b=1, h=2, row=3] is that of O[b=0, h=1, row=5]",
+       change([](const ReadO& o, Index b, Index h, Index i, Index c) {
+         return b == 1 && h == 2 && i == 3 ? o(0, 1, 5, c) : o(b, h, i, c);
        })},
       {"output-columns-zero", "O is 0 in columns 2 and 7",
        change([](const ReadO& o, Index b, Index h, Index i, Index c) {
@@ -381,6 +392,18 @@ TEST(Mistakes, RarerOnesAreNamedWithTheirKey) {
        "rows 5 and 30 of V, or of K, are exchanged",
        {.rows_of_v = {5, 30}},
        ""},
+      {"scale-factor", "multiplied by 0.3 times the scale", {.scale_times = 0.3}, ""},
+      {"scale-factor", "multiplied by -1 times the scale", {.scale_times = -1}, ""},
+      {"k-row-before", "that of the key before", {.key_rows = -1}, ""},
+      {"k-next-row", "that of the next one", {.key_rows = 1}, ""},
+      {"keys-and-values-exchanged",
+       "K is read for V, and V for K",
+       {.exchanges_keys_and_values = true},
+       ""},
+      {"lanes-left-out",
+       "columns of Q and K from 10 on are left out",
+       {.lane_times = [](Index d) { return d < 10 ? 1.0 : 0; }},
+       ""},
       {"lane-left-out",
        "column 7 of Q and K is left out",
        {.lane_times = [](Index d) { return d == 7 ? 0.0 : 1; }},
@@ -454,6 +477,8 @@ TEST(Mistakes, OfGradientsAreNamed) {
        {.lacks_delta = [](Index i, Index j) { return i < 16 && j >= 16 && j < 32; }},
        {"f32", "f16", "bf16"}},
       {"gradient-key-left-out", {.dq_lacks_key = 11}, {"f32", "f16", "bf16"}},
+      {"delta-of-row-before", {.delta_rows = 1}, {"f32", "f16", "bf16"}},
+      {"gradient-heads-miscounted", {.dk_lacks_head = 0}, {"f32", "f16", "bf16"}},
       {"gradient-row-left-out", {.dk_lacks_row = 13}, {"f32", "f16 causal offset=end"}},
   };
   for (const auto& [cause, mistake, lines] : all)
@@ -562,11 +587,12 @@ using Numbers = std::vector<double>;
 
 Diagnosis diagnosis_of_product(const std::string& line,
                                const std::function<void(Numbers& a, Numbers& w)>& before,
-                               const std::function<void(Numbers& c)>& after) {
+                               const std::function<void(Numbers& c)>& after,
+                               const std::function<Numbers(LowBitView w)>& read = decode_weights) {
   const Case k = parse_case(line);
   const ProductInputs in(k);
   const Product& p = in.problem;
-  Numbers a = decode_activations(p), w = decode_weights(p.w), c(usize(p.m * p.n), 0.0);
+  Numbers a = decode_activations(p), w = read(p.w), c(usize(p.m * p.n), 0.0);
   if (before) before(a, w);
   for (Index m = 0; m < p.m; ++m)
     for (Index t = 0; t < p.k; ++t)
@@ -679,6 +705,25 @@ TEST(Mistakes, OfProductsAreNamed) {
     EXPECT_EQ(rank_of(d, wrong.cause), 1) << wrong.words;
     EXPECT_THAT(sentence_on(d), testing::HasSubstr(wrong.words));
   }
+}
+
+TEST(Mistakes, OfReadingIntegersAreNamed) {
+  const Diagnosis ignored =
+      diagnosis_of_product("product m=20 n=40 k=128 dtype=f32 w=int8:32", {}, {}, [](LowBitView w) {
+        const std::vector<std::byte> zeros(usize(w.groups() * w.n));
+        w.extra = zeros.data();
+        return decode_weights(w);
+      });
+  EXPECT_EQ(rank_of(ignored, "zero-point-ignored"), 1) << sentence_on(ignored);
+  const Diagnosis clamped =
+      diagnosis_of_product("product m=20 n=40 k=128 dtype=f32 w=int8:32", {}, {}, [](LowBitView w) {
+        std::vector<std::byte> codes(w.codes, w.codes + w.k * w.n);
+        for (std::byte& code : codes)
+          if (code == std::byte{0x80}) code = std::byte{0x81};
+        w.codes = codes.data();
+        return decode_weights(w);
+      });
+  EXPECT_EQ(rank_of(clamped, "least-code-clamped"), 1) << sentence_on(clamped);
 }
 
 }  // namespace

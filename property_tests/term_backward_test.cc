@@ -154,9 +154,9 @@ class Kernel {
     std::vector<double> bias(usize(s_.keys)), dk, dv;
     double sink = 0;
     for (Index i = 0; i < s_.rows; ++i) {
-      const double d = delta(i);
-      if (s_.sink) sink = rounded(sink + rounded(sink_weight(i) * d));
       const std::vector<Pair> pairs = weights(i);
+      const double d = c_.dp_dtype ? delta_of_weights(i, pairs) : delta(i);
+      if (s_.sink) sink = rounded(sink + rounded(sink_weight(i) * d));
       std::vector<double> dq;
       for (Index j = 0; j < s_.keys; ++j) {
         const Pair& x = pairs[usize(j)];
@@ -169,7 +169,7 @@ class Kernel {
         double& sum = bias[usize(j)];
         sum = i == 0 ? ds : rounded(sum + ds);
         if (s_.softcap > 0) ds = with_floor(ds * x.factor);
-        const double g = cast_gradient(ds);
+        const double g = cast_gradient(stored(ds));
         if (which == Gradients::dq && i == row) dq.push_back(g * s_.k(j, column));
         if (which == Gradients::dk && j == row) dk.push_back(g * s_.q(i, column));
         if (which == Gradients::dv && j == row) dv.push_back(cast(kept) * s_.d_o(i, column));
@@ -247,13 +247,25 @@ class Kernel {
     }
     return sum;
   }
+  double delta_of_weights(Index i, const std::vector<Pair>& pairs) {
+    double sum = -s_.d_lse.value_or(0);
+    for (Index j = 0; j < s_.keys; ++j)
+      sum = rounded(sum + rounded(cast(pairs[usize(j)].p) * value_product(i, j, w_.keep(i, j))));
+    return sum;
+  }
+  // What is stored as dP is.
+  double stored(double x) {
+    if (!c_.dp_dtype) return x;
+    const double error = unit_roundoff(*c_.dp_dtype) * std::fabs(x);
+    return a_.err(x, std::min(std::fabs(x), std::max(error, half_min_subnormal(*c_.dp_dtype))));
+  }
   double value_product(Index i, Index j, double keep) {
     std::vector<double> products;
     for (Index c = 0; c < s_.value_dim; ++c) products.push_back(s_.d_o(i, c) * s_.v(j, c));
     const double sum = sum_of(products);
-    if (s_.dropout == 0) return sum;
+    if (s_.dropout == 0) return stored(sum);
     const double kept = sum * keep;
-    return a_.err(kept, 3 * u_ * std::fabs(kept) + c_.product_floor);
+    return stored(a_.err(kept, 3 * u_ * std::fabs(kept) + c_.product_floor));
   }
 
   // A score after the softcap, and the factor of the softcap.
@@ -610,6 +622,22 @@ const std::vector<Case>& cases() {
          s.sums_bias = true;
          c.weight_dtype = Dtype::bf16;
          c.score_gradients_late = true;
+       }},
+      {Term::stored_dp, Gradients::dq,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         c.dp_dtype = Dtype::bf16;
+       }},
+      {Term::delta_of_weights, Gradients::dq,
+       [](Small& s, Contract& c) {
+         s.keys = 2;
+         s.k = Small::first(1, 0);
+         c.dp_dtype = Dtype::bf16;
+       }},
+      {Term::stored_twice, Gradients::dq,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         c.dp_dtype = Dtype::bf16;
        }},
       {Term::late_underflow, Gradients::dq,
        [](Small& s, Contract& c) {

@@ -211,6 +211,20 @@ const std::vector<TermCase>& term_cases() {
          c.score_dtype = Dtype::f16;
          return opposed(0x1p-20f, 0x1p-20f);
        }},
+      {T::stored_parts, "q.k of 16 stored in bf16 before it becomes a score",
+       [](Contract& c) {
+         c.score_dtype = Dtype::bf16;
+         c.stores_score_parts = true;
+         return opposed(16, 16);
+       }},
+      {T::stored_parts, "the same, stored once more before a bias",
+       [](Contract& c) {
+         c.score_dtype = Dtype::bf16;
+         c.stores_score_parts = true;
+         Problem p = opposed(16, 16);
+         p->set_bias({0.25, 0.25});
+         return p;
+       }},
       {T::argument, "a weight 8 below the maximum",
        [](Contract& c) {
          c.roundoff = coarse;

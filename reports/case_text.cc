@@ -46,7 +46,8 @@ std::string comparison(const Verdict& v) {
   std::int64_t excused = 0;
   for (const auto& [why, n] : v.excused) excused += n;
   if (excused > 0) text += fmt::format("; {} excused", excused);
-  return text + "; contract: " + told_contract(v);
+  const std::string contract = told_contract(v);
+  return contract.empty() ? text : text + "; contract: " + contract;
 }
 
 // The outputs that have an element with a bound, with that whose ratio is the largest.

@@ -223,7 +223,9 @@ class Row {
       k.push_back(static_cast<float>(load(p_.k, p_.k.at(b_, h_ / p_.shape.group(), j, d))));
     float s =
         dot(e_.accumulation == Accumulation::half ? Accumulation::fma : e_.accumulation, q_, k, 0);
+    if (c_.stores_score_parts) s = rounded(c_.score_dtype, s);
     if (!fused_ && !c_.query_dtype) s *= p_.scale;
+    if (c_.stores_score_parts) s = rounded(c_.score_dtype, s);
     if (p_.softcap > 0) {
       const float inverse = 1 / p_.softcap;
       s = p_.softcap * std::tanh(s * inverse);
@@ -371,8 +373,17 @@ std::vector<Emulation> emulations(Dtype dtype) {
         ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype; });
     add("scores stored in the dtype", Accumulation::fma, ExpModel::precise,
         [=](Contract& c) { c.weight_dtype = dtype, c.score_dtype = dtype; });
+    add("scores stored in the dtype, and before the scale", Accumulation::fma, ExpModel::precise,
+        [=](Contract& c) {
+          c.weight_dtype = c.score_dtype = dtype;
+          c.stores_score_parts = true;
+        });
     add("weights in the dtype, dS from them and scaled", Accumulation::fma, ExpModel::precise,
         [=](Contract& c) { c.weight_dtype = dtype, c.score_gradients_late = true; });
+    add("dP stored in the dtype", Accumulation::fma, ExpModel::precise, [=](Contract& c) {
+      c.weight_dtype = c.dp_dtype = dtype;
+      c.score_gradients_late = true;
+    });
     add("softmax stored in the dtype", Accumulation::fma, ExpModel::precise,
         [=](Contract& c) { c.divides_first = true, c.ordered = false, c.weight_dtype = dtype; });
     add("weights in e4m3", Accumulation::fma, ExpModel::precise,
@@ -448,15 +459,28 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
               in.d_lse ? static_cast<float>(load(in.d_lse, in.d_lse.at(b, h, i, 0))) : 0;
           const float delta = dot(Accumulation::fma, d_o, o, 0) - d_lse;
           GradientTerms row;
-          for (const Row::Pair& x : Row(e, p, b, h, i).backward(lse)) {
+          const std::vector<Row::Pair> pairs = Row(e, p, b, h, i).backward(lse);
+          // R dP of a pair.
+          const auto dp_of = [&](const Row::Pair& x) {
+            const float dp = dot(inner, d_o, row_of(p.v, b, g, x.key), 0);
+            if (p.dropout == 0) return rounded(c.dp_dtype, dp);
+            return rounded(c.dp_dtype, keeps_weight(p, b, h, i, x.key) ? dp * keep_scale : dp * 0);
+          };
+          float subtracted = delta;
+          if (c.dp_dtype) {
+            subtracted = -d_lse;
+            for (const Row::Pair& x : pairs)
+              subtracted += rounded(c.weight_dtype, x.weight) * dp_of(x);
+          }
+          for (const Row::Pair& x : pairs) {
             const bool kept = p.dropout == 0 || keeps_weight(p, b, h, i, x.key);
             const float mine = p.dropout == 0 ? 1 : kept ? keep_scale : 0;
             const float weight =
                 rounded(c.weight_dtype, p.dropout == 0 ? x.weight : x.weight * mine);
-            const float dp = dot(inner, d_o, row_of(p.v, b, g, x.key), 0);
             const float ds =
-                (c.score_gradients_late ? rounded(c.weight_dtype, x.weight) : x.weight) *
-                ((p.dropout == 0 ? dp : dp * mine) - delta);
+                rounded(c.dp_dtype,
+                        (c.score_gradients_late ? rounded(c.weight_dtype, x.weight) : x.weight) *
+                            (dp_of(x) - subtracted));
             if (out.d_bias) {
               const Index at = out.d_bias.at(b, h, i, x.key);
               store(out.d_bias, at, static_cast<float>(load(out.d_bias, at)) + ds);

@@ -72,7 +72,6 @@ Arithmetic host_arithmetic(const Call& call, const kernels::Target& target) {
              [&](const BackwardCall& c) -> Arithmetic {
                return host_contract(c.problem, target.name());
              },
-             [](const QuantizeCall&) -> Arithmetic { return GroupScale::floor; },
              [&](const auto&) -> Arithmetic { return host_product_contract(target.name()); }},
       call);
 }

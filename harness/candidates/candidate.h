@@ -152,8 +152,8 @@ class Candidate {
   // Why the candidate does not do this call although abilities() allows it; empty if it does the
   // call.
   virtual std::string unsupported(const Call& call) const = 0;
-  // How the candidate computes the call; for a quantizer, the rule by which it rounds E8M0 scales.
-  // Without a declaration the judge tries a ladder of contracts. Asked after unsupported().
+  // How the candidate computes the call. Without a declaration the judge tries a ladder of
+  // contracts.
   virtual std::optional<Arithmetic> arithmetic(const Call& call,
                                                const kernels::Execution& how) const = 0;
   // Runs the call, which abilities() and unsupported() must allow. Throws CandidateError.
@@ -176,6 +176,9 @@ class Guest {
   // Why no variant of it does a case, which has no inputs yet; empty if one does. Suites are drawn
   // for the answers. Throws CandidateError.
   virtual std::string declines(const Case& c) const = 0;
+  // The rule by which its quantizer rounds E8M0 scales, for the call that unsupported() was asked
+  // about last.
+  virtual GroupScale scale_rule() const = 0;
   // The same candidate in a process that has computed nothing yet.
   virtual std::unique_ptr<Candidate> fresh() const = 0;
   // Runs two calls of the same kind, each alone and then both at once from two threads, at most so
@@ -188,6 +191,8 @@ class Guest {
   // this call cannot be made wrong so. Throws CandidateError.
   virtual std::string run_wrong(const Request& request, const std::string& name,
                                 kernels::Status& answer) = 0;
+  // What to know of its process where a case fails; empty if that is nothing.
+  virtual std::string remark() const = 0;
   // What its process holds at present. Throws CandidateError.
   virtual UsedMemory used_memory() = 0;
 };

@@ -41,7 +41,7 @@ struct KernelResponse {
   std::int32_t forward = 0, backward = 0, product = 0, product_low_bit = 0, decode = 0,
                quantize = 0, dequantize = 0, cache = 0, append = 0, scale_rule = 0, lse = 0,
                probes = 0, workspace_function = 0, not_reentrant = 0, variant_count = 0,
-               variants_differ = 0, d_lse = 0, no_d_sink = 0;
+               variants_differ = 0, d_lse = 0, no_d_sink = 0, flushes = 0;
   std::int32_t has_arithmetic = 0, arithmetic_status = 0;
   std::uint64_t invariant_to = 0;
   assay_conventions conventions{};

@@ -318,6 +318,7 @@ void KernelProcess::start() {
             .reentrant = response.not_reentrant == 0,
             .d_lse = response.d_lse != 0,
             .d_sink = response.no_d_sink == 0,
+            .flushes = response.flushes != 0,
             .variants = std::max(1, response.variant_count),
             .variants_differ = response.variants_differ != 0,
             .promises = response.invariant_to,

@@ -40,7 +40,8 @@ struct LibraryFacts {
   std::string name;
   bool forward = false, backward = false, product = false, product_low_bit = false, decode = false,
        quantize = false, dequantize = false, cache = false, append = false, lse = true,
-       workspace = false, probes = false, reentrant = true, d_lse = false, d_sink = true;
+       workspace = false, probes = false, reentrant = true, d_lse = false, d_sink = true,
+       flushes = false;  // its process computes 0 in the place of subnormal numbers
   int variants = 1;
   bool variants_differ = false;  // a variant may decline what others do, and says why
   Promises promises = 0;

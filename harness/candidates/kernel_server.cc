@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <mutex>
 #include <new>
 #include <optional>
@@ -174,6 +175,14 @@ class Mappings {
   std::vector<KernelRequest::Mapping> shown_;
 };
 
+// Whether this thread computes 0 in the place of subnormal numbers, as code that gcc links with
+// -ffast-math makes every thread do that loads it.
+bool flushes_subnormals() {
+  volatile float least = std::numeric_limits<float>::min();
+  volatile float half = least / 2;
+  return half == 0;
+}
+
 void describe(const assay_kernel& kernel, KernelResponse& response) {
   copy_text(response.text, kernel.name ? kernel.name : "unnamed");
   response.forward = kernel.forward != nullptr;
@@ -194,6 +203,7 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
       kernel.supports_variant != nullptr || kernel.supports_product_variant != nullptr;
   response.d_lse = kernel.d_lse;
   response.no_d_sink = kernel.no_d_sink;
+  response.flushes = flushes_subnormals();
   response.invariant_to = kernel.invariant_to;
   if (kernel.conventions) read_conventions(*kernel.conventions, response.conventions);
 }

@@ -125,7 +125,6 @@ class Library : public Candidate, private Guest {
         call);
   }
   std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution&) const override {
-    if (std::holds_alternative<QuantizeCall>(call)) return scale_rule_;
     const auto declared = declared_.find({operation_of(call), variant()});
     if (declared == declared_.end()) return std::nullopt;
     return declared->second;
@@ -155,6 +154,7 @@ class Library : public Candidate, private Guest {
       throw;
     }
   }
+  GroupScale scale_rule() const override { return scale_rule_; }
   std::unique_ptr<Candidate> fresh() const override {
     auto other = std::make_unique<Library>(path_, std::make_unique<KernelProcess>(path_));
     other->use_variant(variant());
@@ -202,6 +202,11 @@ class Library : public Candidate, private Guest {
                              [&](const DequantizeCall& c) { return make(dequantize_operation, c); },
                              [&](const AppendCall& c) { return make(append_operation, c); }},
                       r.call);
+  }
+  std::string remark() const override {
+    if (!process_.facts().flushes) return {};
+    return "the library makes its thread compute 0 in the place of subnormal numbers when it is "
+           "loaded (gcc -ffast-math links code that does)";
   }
   UsedMemory used_memory() override {
     std::string ended;

@@ -236,6 +236,10 @@ Suite backward(const SuiteSeed& seed) {
         "backward b=1 h=2 l=20x37 d=64 grad=tiny dlse=head-number layout=g:strided",
         "backward b=1 h=2 l=20x37 d=64 lengths=30 alibi dlse=signed-zeros"})
     add_line(suite.cases, seed, line);
+  // More rows than any tile of them has, and a last key in a tile of its own.
+  for (const char* dtype : {"f32", "f16", "bf16"})
+    for (const char* lengths : {"l=300x40 d=64", "l=1030x17 d=32", "l=40x257 d=64"})
+      add_line(suite.cases, seed, fmt::format("backward b=1 h=1 {} dtype={}", lengths, dtype));
   // The cases have several splits of keys and several tiles of rows, one element short of a tile or
   // one beyond it.
   for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
@@ -767,6 +771,12 @@ Suite products(const SuiteSeed& seed) {
       }
     }
   }
+  // More rows, more columns and a greater depth than any tile has.
+  for (const LowBit format_of : values_of<LowBit>)
+    for (const char* dtype : {"f32", "f16", "bf16"})
+      for (const char* extents : {"m=270 n=9 k=256", "m=2 n=530 k=256", "m=2 n=9 k=4096"})
+        add_line(suite.cases, seed,
+                 fmt::format("product {} dtype={} w={}", extents, dtype, traits(format_of).name));
   return suite;
 }
 

@@ -90,6 +90,8 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   } catch (const CandidateDeclined& e) {
     run.end(Outcome::unsupported, e.what());
   }
+  if (const Guest* guest = candidate.guest(); guest && result.outcome == Outcome::fail)
+    if (const std::string remark = guest->remark(); !remark.empty()) result.reason += "; " + remark;
   return result;
 }
 

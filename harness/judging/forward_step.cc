@@ -267,6 +267,19 @@ bool crosses_floor(const TensorView& t, double factor, double floor) {
   return crosses;
 }
 
+// Whether Q times the scale, which a kernel may round to the dtype of Q, is subnormal somewhere.
+// Its double would be rounded otherwise.
+bool is_subnormal_when_scaled(const Attention& p) {
+  const double factor = std::min(1.0, std::fabs(static_cast<double>(p.scale)));
+  const double least = p.q.dtype == Dtype::f16 ? 0x1p-14 : 0x1p-126;
+  bool found = false;
+  for_each_index(p.q.shape, [&](Index b, Index h, Index i, Index d) {
+    const double x = std::fabs(load(p.q, p.q.at(b, h, i, d)));
+    found = found || (x != 0 && x * factor < least);
+  });
+  return found;
+}
+
 // 2 Q and K / 2 instead of Q and K change no product.
 Relation exchanged_scale(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
@@ -275,6 +288,8 @@ Relation exchanged_scale(const AskedForward& asked) {
   if (contract && (crosses_floor(step.in.problem.q, 2, contract->operand_floor) ||
                    crosses_floor(step.in.problem.k, 0.5, contract->operand_floor)))
     return Relation::not_applicable("other elements of Q or K would be read as 0");
+  if (!contract && is_subnormal_when_scaled(step.in.problem))
+    return Relation::not_applicable("Q times the scale is subnormal");
   const Inputs changed(step.in);
   if (!scale_exactly(changed.q, 2) || !scale_exactly(changed.k, 0.5))
     return Relation::not_applicable("Q or K would round");

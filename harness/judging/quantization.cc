@@ -99,8 +99,8 @@ std::unique_ptr<KnownCall> quantizing_of(const Case& c, Candidate& candidate, In
   kernels::LowBitBytes bytes;
   const QuantizeCall call{w.view(), format, group, bytes};
   if (!why_unsupported(candidate, call).empty()) return nullptr;
-  const GroupScale rule =
-      declared<GroupScale>(candidate, call, execution_of(c)).value_or(GroupScale::floor);
+  const Guest* guest = candidate.guest();
+  const GroupScale rule = guest ? guest->scale_rule() : GroupScale::floor;
   return std::make_unique<Quantizing>(
       Stored{std::move(w), rule, quantize_by(rule, format, k, n, group, value)}, format, group);
 }

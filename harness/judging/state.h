@@ -68,6 +68,24 @@ std::string wrong_outputs(const Asked<Step>& asked, Candidate& candidate, const 
   return v.outcome == Outcome::fail ? v.reason : std::string();
 }
 
+// Says how another problem is wrong: by itself, in a fresh process too, or only after the first
+// one.
+template <class Step>
+std::string told_of_other(const Asked<Step>& asked, const Changed<Step>& other,
+                          const std::string& wrong) {
+  const std::string line = print_case(other.c);
+  if (const Guest* guest = asked.candidate.guest()) {
+    const std::unique_ptr<Candidate> fresh = guest->fresh();
+    const typename Step::Out out = other.step.outputs();
+    std::string alone = run_guarded(other.step, *fresh, out, Poison::nan, execution_of(other.c));
+    if (alone.empty()) alone = wrong_outputs(asked, *fresh, other.step, out);
+    if (!alone.empty())
+      return fmt::format("another case is wrong, and by itself, in a fresh process: '{}': {}", line,
+                         alone);
+  }
+  return fmt::format("'{}', computed next at the same addresses: {}", line, wrong);
+}
+
 // Other contents at the same addresses, judged by their bounds; then the first ones again. It finds
 // what is kept by the address of a tensor: packed weights, masks, lengths, scales.
 template <class Step>
@@ -81,9 +99,7 @@ Relation other_contents(const Asked<Step>& asked) {
   const auto how = execution_of(other.c);
   std::string wrong = run_guarded(other.step, asked.candidate, out, Poison::nan, how);
   if (wrong.empty()) wrong = wrong_outputs(asked, asked.candidate, other.step, out);
-  if (!wrong.empty())
-    return Relation::violated(
-        fmt::format("'{}', computed next at the same addresses: {}", print_case(other.c), wrong));
+  if (!wrong.empty()) return Relation::violated(told_of_other(asked, other, wrong));
   asked.begins(asked.step.c);
   return same_after(asked, asked.step, how);
 }

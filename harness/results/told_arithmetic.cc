@@ -90,6 +90,8 @@ std::vector<std::string> listed(const Contract& c) {
                   c.divides_first ? "weights are divided before P V" : "O is divided at the end",
                   c.division_roundings),
       fmt::format("tiles: {} keys, {} rows; {}", c.tile, c.row_tile, told_splits(c))};
+  if (c.score_dtype && c.stores_score_parts)
+    lines.emplace_back("q.k is stored like scores, and so is its product with the scale");
   if (c.operand_floor > 0)
     lines.push_back(fmt::format("numbers below {} are read as 0", number(c.operand_floor)));
   if (c.absorbed) lines.emplace_back("Q is multiplied by the projection of the cache first");
@@ -100,6 +102,9 @@ std::vector<std::string> listed(const Contract& c) {
     lines.emplace_back(
         "gradients: dS comes from rounded weights, and is scaled before it is "
         "rounded");
+  if (c.dp_dtype)
+    lines.push_back(fmt::format("dP and dS are stored in {}, and D is the sum of P dP",
+                                format(*c.dp_dtype).name));
   if (c.head_gradient_dtype)
     lines.push_back(
         fmt::format("gradients of heads are stored in {}", format(*c.head_gradient_dtype).name));

@@ -37,6 +37,7 @@ void describe_fields(Fields& fields, Value& c) {
   fields("tanh_ulp", c.tanh_ulp);
   fields.optional("query_dtype", c.query_dtype);
   fields.optional("score_dtype", c.score_dtype);
+  fields("stores_score_parts", c.stores_score_parts);
   fields.optional("weight_dtype", c.weight_dtype);
   fields("sum_from_rounded", c.sum_from_rounded);
   fields("divides_first", c.divides_first);
@@ -50,6 +51,7 @@ void describe_fields(Fields& fields, Value& c) {
   fields("backward_tile", c.backward_tile);
   fields("backward_split", c.backward_split);
   fields("score_gradients_late", c.score_gradients_late);
+  fields.optional("dp_dtype", c.dp_dtype);
   fields.optional("head_gradient_dtype", c.head_gradient_dtype);
 }
 
