@@ -18,6 +18,7 @@ from ._arguments import called, flag, seconds, texts
 from .errors import InputError
 
 _SHRUNK = 3  # the first failures tell most of what failures can tell
+_WORKER = "ASSAY_WORKER"  # the variable that a process of isolate=True and its children have
 
 
 def _lines(
@@ -75,6 +76,12 @@ def check(
         timeout: of one case there, in seconds.
         progress: is called with every result.
     """
+    if _WORKER in os.environ:  # the file of the kernel is loaded, and would start the next process
+        raise InputError(
+            "isolate",
+            "the process that runs the kernel loads its file, which calls assay.check again: put "
+            'the call under `if __name__ == "__main__":`',
+        )
     k = (function if isinstance(function, Kernel) else Kernel(function)).on(device)
     flag("shrink", shrink)
     flag("isolate", isolate)
@@ -128,7 +135,10 @@ class Isolated:
     def __init__(self, kernel: Kernel, timeout: float, options: Dict[str, Any]):
         import inspect
 
-        source = inspect.getsourcefile(inspect.unwrap(kernel.function))
+        try:
+            source = inspect.getsourcefile(inspect.unwrap(kernel.function))
+        except TypeError:  # an object that is called
+            source = None
         held = kernel._held_as
         if source is None or not os.path.exists(source) or held is None:
             raise InputError(
@@ -158,7 +168,7 @@ class Isolated:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=child_environment(),
+            env={**child_environment(), _WORKER: "1"},
         )
 
     def _end(self) -> int:
@@ -194,7 +204,10 @@ class Isolated:
             self._end()
             why = f"the function's process {how_it_ended(status)} in the middle of the case"
             return self._failed(line, why)
-        result, lost = json.loads(answer)
+        told = json.loads(answer)
+        if isinstance(told, dict):
+            raise InputError(**told)
+        result, lost = told
         if lost:
             self._end()
         return Result(result)

@@ -1,6 +1,11 @@
 """Functions as kernels: what their signatures say, how they are called, and what a run reports."""
 
+import functools
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -450,6 +455,55 @@ def test_a_process_of_its_own():
     assert "did not finish within 5 s" in report.results[0]["reason"]
     with pytest.raises(assay.InputError, match="isolate"):
         assay.check(lambda q, k, v: q, case=fine, isolate=True)
+
+
+SCRIPT = """
+import assay, torch
+
+@assay.kernel("attention", framework="torch")
+def mine(q, k, v):
+    return q
+
+print("loaded", flush=True)
+assay.check(mine, case=["attention b=1 h=1 l=2 d=1"] * 50, isolate=True)
+"""
+
+
+def test_a_process_of_its_own_starts_no_other(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, told = process.communicate(timeout=60)
+        last = told.splitlines()[-1]
+        assert process.returncode == 1 and "InputError: isolate: " in last, told
+        assert 'put the call under `if __name__ == "__main__":` (' + str(script) in last
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert told.count("loaded") == 1  # what the worker's file prints is no answer
+
+
+def test_a_file_that_cannot_be_loaded_again_is_one_error(tmp_path, monkeypatch):
+    (tmp_path / "once.py").write_text(
+        "import os, assay\nos.mkdir('made')\nmine = assay.kernel('attention')(lambda q, k, v: q)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    import once
+
+    with pytest.raises(assay.InputError, match="once.py: FileExistsError"):
+        assay.check(once.mine, case=["attention b=1 h=1 l=2 d=1"] * 3, isolate=True)
+    with pytest.raises(assay.InputError, match="is no function at the top of a file"):
+        assay.check(functools.partial(right_torch), case=FORWARD, isolate=True)
 
 
 def test_a_scale_of_two_roots_is_typical_of_fp32():
