@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from ._arguments import finite, flag, float32_text, one_of
+from ._arguments import by_name, finite, flag, float32_text, one_of
 from ._library import (
     Arithmetic,
     Conventions,
@@ -37,6 +37,44 @@ _TENSORS = {
     "alibi_slopes": "alibi_slopes",
     "sink": "sink",
 }
+
+
+# The keywords that say which attention was asked.
+_PROBLEM = (
+    "causal",
+    "scale",
+    "softcap",
+    "window",
+    "offset",
+    "mask",
+    "bias",
+    "lengths",
+    "starts",
+    "query_segment",
+    "key_segment",
+    "alibi_slopes",
+    "sink",
+    "dropout",
+    "dropout_seed",
+    "finite_min_masks",
+    "conventions",
+    "layout",
+    "lse_base",
+)
+_TENSORS_OF_RECORDS = (
+    "q",
+    "k",
+    "v",
+    "o",
+    "lse",
+    "do",
+    "dlse",
+    "dq",
+    "dk",
+    "dv",
+    "d_bias",
+    "d_sink",
+)
 
 
 def attention_line(
@@ -169,7 +207,6 @@ def _assert(
 
 def _assert_of(operation: str, asked: Dict[str, Any]) -> Result:
     """Judges what the arguments of assert_attention and its kin say, by their names."""
-    _check_keywords(asked.get("problem", {}))
     asked.update(asked.pop("problem", {}))
     options = {option: asked.pop(option) for option in _JUDGING}
     name, save = asked.pop("name"), asked.pop("save")
@@ -177,6 +214,7 @@ def _assert_of(operation: str, asked: Dict[str, Any]) -> Result:
     return _assert(line, _attention_tensors(given), name, save, options)
 
 
+@by_name()
 def assert_attention(
     o: Any,
     *,
@@ -258,6 +296,7 @@ def assert_attention(
     return _assert_of("attention", locals())
 
 
+@by_name(*_PROBLEM)
 def assert_backward(
     dq: Any,
     dk: Any,
@@ -292,6 +331,7 @@ def assert_backward(
     return _assert_of("backward", locals())
 
 
+@by_name(*_PROBLEM)
 def assert_decode(
     o: Any,
     *,
@@ -323,37 +363,7 @@ def assert_decode(
     return _assert_of("decode", locals())
 
 
-_PROBLEM = {
-    "causal",
-    "scale",
-    "softcap",
-    "window",
-    "offset",
-    "mask",
-    "bias",
-    "lengths",
-    "starts",
-    "query_segment",
-    "key_segment",
-    "alibi_slopes",
-    "sink",
-    "dropout",
-    "dropout_seed",
-    "finite_min_masks",
-    "conventions",
-    "layout",
-    "lse_base",
-}
-
-
-def _check_keywords(problem: Dict[str, Any]) -> None:
-    for keyword in problem:
-        if keyword not in _PROBLEM:
-            raise InputError(
-                keyword, f"is no keyword here; there are {', '.join(sorted(_PROBLEM))}"
-            )
-
-
+@by_name()
 def assert_product(
     c: Any,
     *,
@@ -437,6 +447,7 @@ def write_record(
     write(path, metadata, _read_all(given))
 
 
+@by_name(*_PROBLEM, *_TENSORS_OF_RECORDS)
 def record(
     path: Union[str, Path],
     operation: str = "attention",
@@ -457,9 +468,7 @@ def record(
         given: the tensors and keywords of assert_attention or assert_backward.
     """
     one_of("operation", operation, ("attention", "backward"))
-    line, tensors = attention_line(
-        operation, **{_kept(keyword): value for keyword, value in given.items()}
-    )
+    line, tensors = attention_line(operation, **given)
     if kernel is not None:
         if not encoded("kernel", kernel) or any(c.isspace() for c in kernel):
             raise InputError("kernel", f"{kernel!r} is no name without spaces")
@@ -469,31 +478,7 @@ def record(
     write_record(path, line, _attention_tensors(tensors), case)
 
 
-_RECORDED = _PROBLEM | {
-    "q",
-    "k",
-    "v",
-    "o",
-    "lse",
-    "do",
-    "dlse",
-    "dq",
-    "dk",
-    "dv",
-    "d_bias",
-    "d_sink",
-}
-
-
-def _kept(keyword: str) -> str:
-    if keyword not in _RECORDED:
-        raise InputError(
-            keyword,
-            f"is no tensor and no keyword of a record; there are {', '.join(sorted(_RECORDED))}",
-        )
-    return keyword
-
-
+@by_name()
 def verify(
     path: Union[str, Path],
     *,

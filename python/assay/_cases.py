@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+from ._arguments import by_name
 from ._frameworks import framework as framework_of
 from ._kernel import Kernel
 from ._run import RECORDED, numbers_of
@@ -138,6 +139,7 @@ def _without_last(t: Tensor) -> Tensor:
     )
 
 
+@by_name()
 def cases(
     suite: str,
     *,

@@ -14,7 +14,7 @@ from ._kernel import Kernel
 from ._load import child_environment, how_it_ended
 from ._library import parse, suite as suite_of
 from ._report import Report, Result
-from ._arguments import called, flag, seconds, texts
+from ._arguments import by_name, called, flag, seconds, texts
 from .errors import InputError
 
 _SHRUNK = 3  # the first failures tell most of what failures can tell
@@ -35,6 +35,7 @@ def _lines(
     return {"cases": [parse(line)["case"] for line in cases], "unsupported": []}
 
 
+@by_name()
 def check(
     function: Union[Kernel, Callable[..., Any]],
     *,

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
 
-from ._arguments import called, flag, one_of, texts
+from ._arguments import by_name, called, flag, meant, one_of, texts
 from ._frameworks import Framework, Input, framework, framework_names, guess
 from ._library import (
     FAILS,
@@ -336,6 +336,12 @@ class Kernel:
         return result
 
 
+# The keywords of assay.kernel.
+_OPTIONS = [
+    p.name for p in inspect.signature(Kernel).parameters.values() if p.kind is p.KEYWORD_ONLY
+]
+
+
 class _Takes:
     """What a function takes: how many tensors by position, and which keywords."""
 
@@ -344,6 +350,9 @@ class _Takes:
 
 
 def _signature(function: Callable[..., Any], operation: str) -> _Takes:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(function, torch.nn.Module):
+        function = function.forward  # a module itself takes everything, and passes it on
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -373,7 +382,7 @@ def _signature(function: Callable[..., Any], operation: str) -> _Takes:
             raise InputError(
                 "function",
                 f"has an argument {p.name!r} without a default that no {operation} gives; "
-                f"there are {', '.join(sorted(known))}",
+                f"{meant(p.name, sorted(known))}",
             )
         if p.name in known:
             keywords.append(p.name)
@@ -390,6 +399,7 @@ def _signature(function: Callable[..., Any], operation: str) -> _Takes:
     return _Takes(tensors, keywords, everything)
 
 
+@by_name(*_OPTIONS)
 def kernel(operation: str = "attention", **options: Any) -> Callable[[Callable[..., Any]], Kernel]:
     """Makes a kernel of a function, for `assay.check`, pytest and the command line.
 

@@ -318,14 +318,55 @@ def test_bad_input_is_refused_by_name(small):
     refused("holds 10", lengths=torch.tensor([10, 1]))
     refused("tensor lengths has 3", lengths=torch.tensor([1, 1, 1]))
     refused("tensor o is", o=o[:1])
-    with pytest.raises(TypeError):
-        assay.assert_attention(o, **good, tolerance=1e-3)  # there is none
+    refused("tolerance: is no keyword of assert_attention; here it is arithmetic", tolerance=1e-3)
+
+
+def test_calls_that_do_not_fit_are_refused_by_name(small):
+    o, q, k, v = (small[name] for name in "oqkv")
+    asked = dict(q=q, k=k, v=v)
+    attention, backward = assay.assert_attention, assay.assert_backward
+    decode, product, kernel = assay.assert_decode, assay.assert_product, assay.kernel
+    for call, argument, words in (
+        (lambda: attention(o, **asked, casual=True), "casual", "did you mean causal?"),
+        (lambda: attention(o, **asked, is_causal=True), "is_causal", "here it is causal"),
+        (lambda: attention(o, **asked, sm_scale=1.0), "sm_scale", "here it is scale"),
+        (lambda: attention(o, **asked, attn_mask=None), "attn_mask", "here it is mask (boolean, "),
+        (lambda: attention(o, **asked, zebra=1), "zebra", "there are o, q, k, v, lse, causal, "),
+        (lambda: attention(o, q=q, k=k), "v", "is missing; assert_attention needs o, q, k, v"),
+        (lambda: attention(o, q, k, v), "q", "is given by position; assert_attention takes o so"),
+        (lambda: attention(o, o=o, **asked), "o", "is given by position and by name"),
+        (lambda: backward(q, k, v, o=o, **asked, dout=o), "dout", "here it is do"),
+        (lambda: backward(q, k, v, o=o, do=o, **asked, casual=1), "casual", "did you mean causal?"),
+        (lambda: decode(o, q=q, k_cache=k), "k_cache", "here it is k_pages"),
+        (
+            lambda: decode(o, q=q, k_pages=k, v_pages=v, block_table=None),
+            "lengths",
+            "is missing; assert_decode needs o, q, k_pages, v_pages, block_table, lengths",
+        ),
+        (lambda: product(o, w="int4", code=q), "code", "did you mean codes?"),
+        (lambda: kernel("attention", dtype=("f16",)), "dtype", "did you mean dtypes?"),
+        (lambda: kernel("attention", "cpu"), "device", "takes operation so"),
+        (lambda: assay.record("x", qq=q), "qq", "did you mean q?"),
+        (lambda: assay.record("x", output=o), "output", "here it is o"),
+        (lambda: assay.check(right_torch, suit="tiny"), "suit", "did you mean suite?"),
+        (lambda: assay.verify("x", thread=1), "thread", "did you mean threads?"),
+        (
+            lambda: assay.identify(right_torch),
+            "dtype",
+            "is missing; identify needs function, dtype",
+        ),
+    ):
+        with pytest.raises(assay.InputError, match=re.escape(words)) as error:
+            call()
+        assert error.value.argument == argument and str(error.value).startswith(argument + ": ")
 
 
 def test_help_is_a_manual():
     import pydoc
 
     text = pydoc.render_doc(assay, renderer=pydoc.plaintext)
+    assert "    assert_attention(o: 'Any', *, q: 'Any', k: 'Any', v: 'Any', lse" in text
+    assert "    kernel(operation: 'str' = 'attention', **options: 'Any')" in text
     for name in (n for n in assay.__all__ if not n.startswith("_")):
         assert name in text, name
         value = getattr(assay, name)

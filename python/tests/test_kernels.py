@@ -51,6 +51,8 @@ def test_what_a_signature_says():
         (lambda: attention(3), "is no function"),
         (lambda: attention(lambda q, k: q), "takes 2 tensors by position"),
         (lambda: attention(lambda q, k, v, *, tau: q), "argument 'tau' without a default"),
+        (lambda: attention(lambda q, k, v, is_causal: q), "no attention gives; here it is causal"),
+        (lambda: attention(lambda q, k, v, softcp: q), "no attention gives; did you mean softcap"),
         (lambda: attention(lambda q, k, v, *, dropout: q), "'dropout' alone"),
         (lambda: assay.kernel("atention")(right_torch), "'atention' is none of"),
         (lambda: assay.kernel(right_torch), "write @assay.kernel"),
@@ -71,6 +73,28 @@ def test_what_a_signature_says():
 def test_bad_input_is_refused_by_name(make, words):
     with pytest.raises(assay.InputError, match=words.replace("(", r"\(")):
         make()
+
+
+def test_a_module_takes_what_its_forward_takes():
+    class Module(torch.nn.Module):
+        def forward(self, q, k, v, causal=False):
+            return right_torch(q, k, v, causal=causal)[0]
+
+    class Anything(torch.nn.Module):
+        def forward(self, *tensors):
+            return right_torch(*tensors)[0]
+
+    assert "causal" in attention(Module()).features and "scale" not in attention(Module()).features
+    assert attention(Module()).judge("attention b=1 h=1 l=3 d=4 causal")["outcome"] == "pass"
+    assert "causal" not in attention(Anything()).features
+    assert attention(Anything()).judge("attention b=1 h=1 l=3 d=4")["outcome"] == "pass"
+
+    class Foreign(torch.nn.Module):
+        def forward(self, q, k, v, is_causal):
+            return q
+
+    with pytest.raises(assay.InputError, match="'is_causal' without .* here it is causal"):
+        attention(Foreign())
 
 
 def test_a_right_kernel_passes():
