@@ -129,7 +129,12 @@ def _load() -> ctypes.CDLL:
     places = list(_places())
     for path in places:
         if path.exists():
-            library = ctypes.CDLL(str(path))
+            try:
+                library = ctypes.CDLL(str(path))
+                version = library.assay_judge_version()
+            except (OSError, AttributeError) as e:
+                named = "ASSAY_JUDGE_LIBRARY=" if os.environ.get("ASSAY_JUDGE_LIBRARY") else ""
+                raise ImportError(f"{named}{path}: is no judge's library ({_LIBRARY}): {e}") from e
             break
     else:
         raise ImportError(
@@ -141,7 +146,6 @@ def _load() -> ctypes.CDLL:
                 else " (ASSAY_JUDGE_LIBRARY)"
             )
         )
-    version = library.assay_judge_version()
     if version != VERSION:
         raise ImportError(
             f"{path} has version {version} of its interface, and this package has {VERSION}"
