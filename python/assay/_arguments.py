@@ -94,11 +94,34 @@ def by_name(*more: str) -> Callable[[Function], Function]:
     return make
 
 
-def finite(argument: str, value: Any) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not -math.inf < value < math.inf or abs(value) >= 2**1024:
-        raise InputError(argument, f"{value!r} is no finite number")
+def plain(value: Any) -> Any:
+    """The number of Python that a number of numpy, or a tensor without axes, holds; else itself."""
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        try:
+            return value.item()
+        except Exception:  # as one on the device meta
+            pass
     return value
+
+
+def finite(argument: str, value: Any) -> float:
+    number = plain(value)
+    known = isinstance(number, (int, float)) and not isinstance(number, bool)
+    if not known or not -math.inf < number < math.inf or abs(number) >= 2**1024:
+        raise InputError(argument, f"{value!r} is no finite number")
+    return number
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def whole(argument: str, value: Any, end: int, words: str) -> int:
+    """A whole number from 0 to below the end."""
+    number = plain(value)
+    if not is_whole(number) or not 0 <= number < end:
+        raise InputError(argument, f"{value!r} is no whole number from 0 to {words}")
+    return number
 
 
 def seconds(argument: str, value: Any) -> float:
@@ -113,9 +136,10 @@ def float32_text(argument: str, value: Any) -> str:
 
 
 def flag(argument: str, value: Any) -> bool:
-    if not isinstance(value, bool):
+    told = plain(value)
+    if not isinstance(told, bool):
         raise InputError(argument, f"{value!r} is neither True nor False")
-    return value
+    return told
 
 
 def one_of(argument: str, value: Any, names: Sequence[str]) -> str:

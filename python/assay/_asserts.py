@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from ._arguments import by_name, finite, flag, float32_text, one_of
+from ._arguments import by_name, finite, flag, float32_text, is_whole, one_of, plain, whole
 from ._library import (
     Arithmetic,
     Conventions,
@@ -21,7 +21,7 @@ from ._library import (
 )
 from ._report import Report, Result, failure_text, is_right
 from ._safetensors import write
-from ._tensors import Tensor, read
+from ._tensors import Tensor, framework_of, read
 from .errors import Failure, InputError
 
 Window = Union[None, int, Tuple[int, int]]
@@ -111,30 +111,28 @@ def attention_line(
     if softcap is not None and finite("softcap", softcap) != 0:
         words.append("softcap=" + float32_text("softcap", softcap))
     if window is not None:
-        pair = (window, 0) if isinstance(window, int) else window
-        if (
-            not isinstance(pair, (tuple, list))
-            or len(pair) != 2
-            or not all(isinstance(side, int) for side in pair)
-        ):
+        pair = list(map(plain, window if isinstance(window, (tuple, list)) else (window, 0)))
+        if len(pair) != 2 or not all(map(is_whole, pair)):
             raise InputError(
                 "window", f"{window!r} is no pair of whole numbers (left, right), -1 for open"
             )
         words.append(f"window={pair[0]},{pair[1]}")
     if finite("dropout", dropout) != 0:
-        if not isinstance(dropout_seed, int):
+        seed = plain(dropout_seed)
+        if not is_whole(seed):
             raise InputError(
                 "dropout_seed",
                 f"{dropout_seed!r} is no whole number; dropout needs the seed of Philox",
             )
-        words.append(f"dropout={float32_text('dropout', dropout)}:{dropout_seed}")
+        words.append(f"dropout={float32_text('dropout', dropout)}:{seed}")
     found = {name: t for name, t in tensors.items() if t is not None}
     if offset is not None:
-        if offset == "end" if isinstance(offset, str) else isinstance(offset, int):
+        offset = plain(offset)
+        if offset == "end" if isinstance(offset, str) else is_whole(offset):
             words.append(f"offset={offset}")
-        elif isinstance(offset, str):
+        elif framework_of(offset) is None:
             raise InputError(
-                "offset", f"{offset!r} is neither a number, nor 'end', nor a tensor [B]"
+                "offset", f"{offset!r} is neither a whole number, nor 'end', nor a tensor [B]"
             )
         else:
             found["offset"] = offset
@@ -411,9 +409,12 @@ def assert_product(
         if len(given["a"].shape) != 2:
             raise InputError("a", f"{given['a']} has {len(given['a'].shape)} extents, not 2")
         k = given["a"].shape[1]
+    elif a_format is None and a_codes is None:
+        raise InputError("a", "is missing: a [m, k], or a_format, a_codes and k of a low-bit one")
     if k is None:
         raise InputError("k", "is needed where a is low-bit")
-    line = f"product m={out.shape[0]} n={out.shape[1]} k={k} w={encoded('w', w).decode()}"
+    sizes = f"m={out.shape[0]} n={out.shape[1]} k={whole('k', k, 2**40, '2^40')}"
+    line = f"product {sizes} w={encoded('w', w).decode()}"
     if finite("tensor_scale", tensor_scale) != 1.0:
         line += " tensor-scale=" + float32_text("tensor_scale", tensor_scale)
     if a_format is not None:

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from ._arguments import by_name
+from ._arguments import by_name, whole
 from ._frameworks import framework as framework_of
 from ._kernel import Kernel
 from ._run import RECORDED, numbers_of
@@ -105,8 +105,7 @@ class Case:
 @contextlib.contextmanager
 def _opened(line: str, call: int = 0) -> Iterator[Tuple[str, Dict[str, Tensor]]]:
     """The line of one call of a case, and its inputs, which live as long as the context."""
-    if not isinstance(call, int) or not -(2**63) <= call < 2**63:
-        raise InputError("call", f"{call!r} is no number of a call")
+    call = whole("call", call, 2**63, "2^63 - 1")
     opened, tensors, count = ctypes.c_void_p(), ctypes.POINTER(CNamedTensor)(), ctypes.c_int64()
     said = ask_json(
         library.assay_case_open, encoded("case", line), ctypes.byref(opened), argument="case"

@@ -276,6 +276,11 @@ def test_products():
     assay.assert_product(c, **asked)
     with pytest.raises(assay.Failure, match="wrong at C"):
         assay.assert_product(c * 1.001, **asked)
+    left_out = {name: t for name, t in asked.items() if name != "a"}
+    with pytest.raises(assay.InputError, match="a: is missing: a .m, k., or a_format, a_codes"):
+        assay.assert_product(c, **left_out)
+    with pytest.raises(assay.InputError, match="k: is needed where a is low-bit"):
+        assay.assert_product(c, **left_out, a_format="f8e4m3", a_codes=i["codes"])
     with pytest.raises(assay.InputError, match="no such format"):
         assay.assert_product(c, **{**asked, "w": "int9"})
     with pytest.raises(assay.InputError, match="codes"):
@@ -307,6 +312,14 @@ def test_bad_input_is_refused_by_name(small):
     refused("window: \\(1, 2, 3\\)", window=(1, 2, 3))
     refused("window=-7", window=(-7, 2))
     refused("offset: 'begin'", offset="begin")
+    refused("offset: 1.5 is neither a whole number, nor 'end', nor a tensor", offset=1.5)
+    refused("offset: True is neither a whole number", offset=True)
+    refused("window: True is no pair", window=True)
+    refused("scale: True is no finite number", scale=True)
+    refused("scale: .*True.* is no finite number", scale=torch.tensor(True))
+    refused("scale: tensor", scale=torch.tensor([0.5]))
+    refused("scale: tensor", scale=torch.tensor(0.5, device="meta"))
+    refused("causal: tensor", causal=torch.tensor(1))
     refused("layout: 'bsdh'", layout="bsdh")
     refused("lse_base: 'e'", lse_base="e")
     refused("dropout_seed: None", dropout=0.5)
@@ -319,6 +332,33 @@ def test_bad_input_is_refused_by_name(small):
     refused("tensor lengths has 3", lengths=torch.tensor([1, 1, 1]))
     refused("tensor o is", o=o[:1])
     refused("tolerance: is no keyword of assert_attention; here it is arithmetic", tolerance=1e-3)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(small):
+    np = pytest.importorskip("numpy")
+    torch.manual_seed(3)
+    q, k, v = small["q"], small["k"], small["v"]
+    o, lse = right_torch(q, k, v, causal=True, scale=0.25)
+    asked = dict(q=q, k=k, v=v, lse=lse)
+    for number in (np.float32, np.float64, np.asarray, torch.tensor):
+        assay.assert_attention(o, **asked, causal=np.bool_(True), scale=number(0.25))
+    for number in (np.int64, np.int32, torch.tensor):
+        far, none = number(100), number(0)
+        assay.assert_attention(
+            o,
+            **asked,
+            causal=True,
+            scale=0.25,
+            window=(far, far),
+            offset=none,
+            softcap=none,
+            dropout=none,
+            threads=number(1),
+            arithmetic={"weight_bits": number(16), "exp_ulp": np.float32(2)},
+        )
+        assay.assert_attention(o, **asked, causal=True, scale=0.25, window=far)
+    with pytest.raises(assay.InputError, match="causal: 1 is neither True nor False"):
+        assay.assert_attention(o, **asked, causal=1)
 
 
 def test_calls_that_do_not_fit_are_refused_by_name(small):
