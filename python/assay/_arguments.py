@@ -9,7 +9,7 @@ import math
 import struct
 from typing import Any, Callable, Iterable, Sequence, Tuple, TypeVar, cast
 
-from .errors import InputError
+from .errors import Failure, InputError
 
 # What other libraries call the arguments, and the words that say ours.
 _ELSEWHERE = {
@@ -87,7 +87,10 @@ def by_name(*more: str) -> Callable[[Function], Function]:
             for name in needed:
                 if name not in keywords and name not in first[: len(arguments)]:
                     raise InputError(name, f"is missing; {called} needs {', '.join(needed)}")
-            return function(*arguments, **keywords)
+            try:
+                return function(*arguments, **keywords)
+            except (Failure, InputError) as e:
+                raise e.with_traceback(None)  # the text says all; the frames are those of Assay
 
         return cast(Function, checked)
 
@@ -154,6 +157,13 @@ def texts(argument: str, value: Any) -> Tuple[str, ...]:
     if listed is None or not all(isinstance(one, str) for one in listed):
         raise InputError(argument, f"{value!r} is no list of texts")
     return listed
+
+
+def one_line(argument: str, value: Any) -> str:
+    """A text that can stand in a line of a report."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise InputError(argument, f"{value!r} is no text of printable characters")
+    return value
 
 
 def called(argument: str, value: Any) -> Any:

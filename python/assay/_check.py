@@ -24,10 +24,19 @@ _WORKER = "ASSAY_WORKER"  # the variable that a process of isolate=True and its 
 def _lines(
     kernel: Kernel, suite: Optional[str], case: Union[None, str, Sequence[str]], seed: int
 ) -> Dict[str, Any]:
-    if (suite is None) == (case is None):
+    if suite is None and case is None:
         raise InputError("suite", "one of suite= and case= is needed")
+    if suite is not None and case is not None:
+        raise InputError("suite", "both suite= and case= were given; one is needed")
     if suite is not None:
         drawn = suite_of(suite, seed, kernel.features)
+        whole_suite = drawn["cases"] + [u["case"] for u in drawn["unsupported"]]
+        if kernel.operation == "decode" and not any(" cache=" in line for line in whole_suite):
+            raise InputError(
+                "suite",
+                f"{suite!r} has no case with a cache, and {kernel.name} decodes from one; "
+                "suite='caches' has them",
+            )
         return {"cases": drawn["cases"], "unsupported": drawn["unsupported"]}
     cases = [case] if isinstance(case, str) else texts("case", case)
     if not cases:

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
 
-from ._arguments import by_name, called, flag, meant, one_of, texts
+from ._arguments import by_name, called, flag, meant, one_line, one_of, texts
 from ._frameworks import Framework, Input, framework, framework_names, guess
 from ._library import (
     FAILS,
@@ -68,8 +68,8 @@ class Kernel:
             )
         if arithmetic is not None and operation == "product":
             raise InputError("arithmetic", "says how attention is computed, and not a product")
-        if name is not None and not isinstance(name, str):
-            raise InputError("name", f"{name!r} is no text")
+        if name is not None:
+            one_line("name", name)
         if lse is not None:
             flag("lse", lse)
         flag("deterministic", deterministic)
@@ -102,6 +102,8 @@ class Kernel:
                 raise InputError(
                     "without", f"{feature!r} is no feature; there are {', '.join(known)}"
                 )
+        if self._dtypes == ():
+            raise InputError("dtypes", f"{dtypes!r} holds no dtype")
         for dtype in self._dtypes or ():
             if dtype not in ("f64", "f32", "f16", "bf16"):
                 raise InputError("dtypes", f"{dtype!r} is none of f64, f32, f16, bf16")
@@ -200,6 +202,7 @@ class Kernel:
     def check(self, case: Any, **options: Any) -> Result:
         """Judges a case, or its line, as judge does. Raises Failure unless it is right, and
         Unsupported if the kernel does not do it: a test of it would say nothing."""
+        __tracebackhide__ = True  # pytest shows the code of the caller
         result = self.judge(getattr(case, "line", case), **options)
         if result["outcome"] == "unsupported":
             raise Unsupported(f"{self.name} does not do {result['case']}: {result['reason']}")

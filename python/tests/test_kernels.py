@@ -63,7 +63,9 @@ def test_what_a_signature_says():
         (lambda: attention(gradients="jvp"), "gradients: 'jvp'"),
         (lambda: attention(device="cuda:77").features, "device: 'cuda:77'"),
         (lambda: assay.check(kernels.mine), "one of suite= and case="),
-        (lambda: assay.check(kernels.mine, suite="smoke", case=FORWARD), "one of suite= and case="),
+        (lambda: assay.check(kernels.mine, suite="smoke", case=FORWARD), "both suite= and case="),
+        (lambda: attention(dtypes=()), "dtypes: () holds no dtype"),
+        (lambda: attention(name="a\nb"), "name: 'a.*' is no text of printable"),
         (lambda: assay.check(kernels.mine, suite="smock"), "unknown suite 'smock'"),
         (lambda: assay.check(kernels.mine, suite="smoke", seed=-1), "seed: -1"),
         (lambda: assay.check(kernels.mine, case="attention b=x"), "expected an integer"),
@@ -71,7 +73,7 @@ def test_what_a_signature_says():
     ],
 )
 def test_bad_input_is_refused_by_name(make, words):
-    with pytest.raises(assay.InputError, match=words.replace("(", r"\(")):
+    with pytest.raises(assay.InputError, match=words.replace("(", r"\(").replace(")", r"\)")):
         make()
 
 
@@ -95,6 +97,14 @@ def test_a_module_takes_what_its_forward_takes():
 
     with pytest.raises(assay.InputError, match="'is_causal' without .* here it is causal"):
         attention(Foreign())
+
+
+def test_a_suite_without_caches_is_no_suite_of_a_decoding_kernel():
+    kernel = assay.kernel("decode", framework="torch")(lambda q, k, v, table, lengths: q)
+    with pytest.raises(assay.InputError, match="suite: 'decode' has no case with a .*'caches' has"):
+        assay.check(kernel, suite="decode")
+    kernel = assay.kernel("decode", framework="torch", dtypes=("f64",))(kernel.function)
+    assert not assay.check(kernel, suite="caches", shrink=False).results  # none for its dtype
 
 
 def test_a_right_kernel_passes():
