@@ -8,7 +8,17 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from ._arguments import by_name, finite, flag, float32_text, is_whole, one_of, plain, whole
+from ._arguments import (
+    by_name,
+    finite,
+    flag,
+    float32_text,
+    is_whole,
+    one_line,
+    one_of,
+    plain,
+    whole,
+)
 from ._library import (
     Arithmetic,
     Conventions,
@@ -18,6 +28,7 @@ from ._library import (
     library,
     named_array,
     options_of,
+    parse,
 )
 from ._report import Report, Result, failure_text, is_right
 from ._safetensors import write
@@ -26,19 +37,15 @@ from .errors import Failure, InputError
 
 Window = Union[None, int, Tuple[int, int]]
 
-# How a keyword of attention is called in a record.
-_TENSORS = {
-    "mask": "keep",
-    "bias": "bias",
-    "lengths": "lengths",
-    "starts": "starts",
-    "query_segment": "query_segment",
-    "key_segment": "key_segment",
-    "alibi_slopes": "alibi_slopes",
-    "sink": "sink",
+# What a record calls by another name.
+RECORDED = {
+    "keep": "mask",
+    "w.codes": "codes",
+    "w.scales": "scales",
+    "w.extra": "extra",
+    "a.codes": "a_codes",
+    "a.scales": "a_scales",
 }
-
-
 # The keywords that say which attention was asked.
 _PROBLEM = (
     "causal",
@@ -61,6 +68,7 @@ _PROBLEM = (
     "layout",
     "lse_base",
 )
+_IN_RECORDS = {ours: recorded for recorded, ours in RECORDED.items()}
 _TENSORS_OF_RECORDS = (
     "q",
     "k",
@@ -75,6 +83,10 @@ _TENSORS_OF_RECORDS = (
     "d_bias",
     "d_sink",
 )
+
+
+# Whatever the library may name besides tensors.
+_ARGUMENTS = {*_PROBLEM, *_TENSORS_OF_RECORDS, "store", "arithmetic", "w", "block_table"}
 
 
 def attention_line(
@@ -141,15 +153,58 @@ def attention_line(
     meant = conventions_text(conventions)
     if meant is not None:
         words.append("convention=" + meant)
-    return " ".join(words), found
-
-
-def _attention_tensors(given: Dict[str, Any]) -> Dict[str, Any]:
-    return {_TENSORS.get(name, name): t for name, t in given.items()}
+    return " ".join(words), {_IN_RECORDS.get(name, name): t for name, t in found.items()}
 
 
 def _read_all(given: Dict[str, Any]) -> List[Tuple[str, Tensor]]:
-    return [(name, read(name, t)) for name, t in given.items()]
+    return [(name, read(RECORDED.get(name, name), t)) for name, t in given.items()]
+
+
+# What the library has against a tensor or a word of the line: "tensor keep is F32, ...".
+_SAID = re.compile(
+    r"(?:column \d+: )?(?:tensor (?P<tensor>[a-z_.]+)|(?!a )(?P<word>[a-z_]+))(?: = |[=:] ?| |(?=\[))"
+)
+
+
+def _refused(said: str, name: str) -> InputError:
+    """The refusal of the library under the name that the caller gave the tensor or the keyword."""
+    said = said[len(name) + 2 :] if said.startswith(name + ": ") else said
+    found = _SAID.match(said)
+    if found:
+        named = found["tensor"] or found["word"]
+        argument = RECORDED.get(named, named)
+        if found["tensor"] or argument in _ARGUMENTS:
+            rest = said[found.end() :]
+            return InputError(argument, said if rest.startswith(("and ", "[")) else rest)
+    return InputError(name, said)
+
+
+_AXES = {
+    "bhsd": ("batch", "heads", "positions", "columns"),
+    "bshd": ("batch", "positions", "heads", "columns"),
+}
+
+
+def _check_extents(given: Dict[str, Tensor], layout: str) -> None:
+    """Refuses tensors with other axes than q, and a q or an o without elements.
+
+    The library takes three axes of one tensor beside four of another, if there is one batch.
+    """
+    if "q" not in given or "o" not in given or len(given["q"].shape) not in (3, 4):
+        return  # the library says so
+    axes = len(given["q"].shape)
+    for name in ("q", "k", "v", "o", "do", "dq", "dk", "dv"):
+        t = given.get(name)
+        if t is not None and len(t.shape) != axes:
+            raise InputError(name, f"{t} has {len(t.shape)} axes, and q has {axes}")
+    for name in ("q", "o"):
+        shape = given[name].shape
+        if 0 in shape and axes == 4:
+            axis = shape.index(0)
+            raise InputError(
+                name,
+                f"{given[name]} has no element: axis {axis}, {_AXES[layout][axis]}, is 0",
+            )
 
 
 def judge_record(
@@ -161,16 +216,15 @@ def judge_record(
     """
     tensors = _read_all(given)
     array = named_array([(n, t.c()) for n, t in tensors])
-    return Result(
-        ask_json(
-            library.assay_judge_record,
-            encoded("line", line),
-            array,
-            len(tensors),
-            options_of(name=name, **options),
-            argument=name,
+    judging = options_of(name=name, **options)
+    try:
+        return Result(
+            ask_json(
+                library.assay_judge_record, encoded("line", line), array, len(tensors), judging
+            )
         )
-    )
+    except InputError as e:
+        raise _refused(e.message, name) from None
 
 
 _JUDGING = ("threads", "rows", "evidence", "arithmetic")
@@ -183,6 +237,7 @@ def _assert(
     save: Optional[Union[str, Path]],
     options: Dict[str, Any],
 ) -> Result:
+    one_line("name", name)
     result = judge_record(line, given, name=name, **options)
     if is_right(result):
         return result
@@ -191,10 +246,11 @@ def _assert(
     folder = os.environ.get("ASSAY_SAVE")
     if save is None and folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        handle, save = tempfile.mkstemp(prefix=name + "-", suffix=".safetensors", dir=folder)
+        prefix = re.sub(r"[^\w.-]", "_", name)[:100] + "-"
+        handle, save = tempfile.mkstemp(prefix=prefix, suffix=".safetensors", dir=folder)
         os.close(handle)
     if save is not None:
-        write_record(save, line, given)
+        write_record(save, line, given, argument="save")
         again = f"assay verify '{save}'"
         if options.get("arithmetic") is not None:  # the command tries the ladder
             again = f"assay.verify({str(save)!r}, arithmetic={options['arithmetic']!r})"
@@ -209,7 +265,9 @@ def _assert_of(operation: str, asked: Dict[str, Any]) -> Result:
     options = {option: asked.pop(option) for option in _JUDGING}
     name, save = asked.pop("name"), asked.pop("save")
     line, given = attention_line(operation, **asked)
-    return _assert(line, _attention_tensors(given), name, save, options)
+    given = {key: read(RECORDED.get(key, key), t) for key, t in given.items()}
+    _check_extents(given, asked.get("layout", "bhsd"))
+    return _assert(line, given, name, save, options)
 
 
 @by_name()
@@ -403,7 +461,7 @@ def assert_product(
         ("a.scales", a_scales),
     ):
         if t is not None:
-            given[key] = _bytes(key, t)
+            given[key] = _bytes(RECORDED[key], t)
     if a is not None:
         given["a"] = read("a", a)
         if len(given["a"].shape) != 2:
@@ -435,7 +493,11 @@ def _bytes(argument: str, t: Any) -> Tensor:
 
 
 def write_record(
-    path: Union[str, Path], line: str, given: Dict[str, Any], case: Optional[str] = None
+    path: Union[str, Path],
+    line: str,
+    given: Dict[str, Any],
+    case: Optional[str] = None,
+    argument: str = "path",
 ) -> None:
     """Writes one record as a safetensors file (docs/records.md), whole or not at all."""
     if line.startswith("decode"):
@@ -445,7 +507,7 @@ def write_record(
     metadata = {"assay": "1", "record": line}
     if case is not None:
         metadata["case"] = case
-    write(path, metadata, _read_all(given))
+    write(path, metadata, _read_all(given), argument)
 
 
 @by_name(*_PROBLEM, *_TENSORS_OF_RECORDS)
@@ -475,8 +537,8 @@ def record(
             raise InputError("kernel", f"{kernel!r} is no name without spaces")
         line += " kernel=" + kernel
     if case is not None:
-        encoded("case", case)
-    write_record(path, line, _attention_tensors(tensors), case)
+        parse(case)  # refuses what is none
+    write_record(path, line, tensors, case)
 
 
 @by_name()

@@ -6,10 +6,11 @@ import contextlib
 import ctypes
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from ._arguments import by_name, whole
+from ._arguments import by_name, one_line, whole
+from ._asserts import RECORDED
 from ._frameworks import framework as framework_of
 from ._kernel import Kernel
-from ._run import RECORDED, numbers_of
+from ._run import numbers_of
 from ._library import (
     Arithmetic,
     CNamedTensor,
@@ -77,6 +78,7 @@ class Case:
 
         `evidence` and `arithmetic` are those of assert_attention.
         """
+        one_line("name", name)
         tensors = [(key, read(key, t)) for key, t in outputs.items() if t is not None]
         tensors = [
             (key, _without_last(t) if key == "lse" and len(t.shape) == 4 else t)
@@ -96,6 +98,7 @@ class Case:
 
     def check(self, *, name: str = "function", **given: Any) -> Result:
         """As judge, and raises Failure if the outputs are wrong."""
+        __tracebackhide__ = True  # pytest shows the code of the caller
         result = self.judge(name=name, **given)
         if not is_right(result):
             raise Failure(failure_text(name, result, f"the case {self.line}"), [result])

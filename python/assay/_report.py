@@ -195,6 +195,7 @@ class Report:
 
     def raise_for_failures(self) -> "Report":
         """Raises Failure if a case failed or nothing was compared; returns the report otherwise."""
+        __tracebackhide__ = True  # pytest shows the code of the caller
         if self.ok:
             return self
         if not self.failures:

@@ -7,7 +7,7 @@ import functools
 import struct
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
-from ._asserts import judge_record
+from ._asserts import RECORDED, judge_record
 from ._frameworks import LARGE, NAN, Finding, Input, overlap
 from ._library import EXECUTION_FAILED, SUCCESS, UNSUPPORTED, CCall, parse
 from ._report import is_right
@@ -63,15 +63,6 @@ PRODUCT_KEYWORDS = (
     "a_format",
     "a_tensor_scale",
 )
-# What a record calls by another name.
-RECORDED = {
-    "keep": "mask",
-    "w.codes": "codes",
-    "w.scales": "scales",
-    "w.extra": "extra",
-    "a.codes": "a_codes",
-    "a.scales": "a_scales",
-}
 _OUTPUTS = {
     "attention": ("o", "lse"),
     "decode": ("o", "lse"),
