@@ -166,7 +166,7 @@ _SAID = re.compile(
 )
 
 
-def _refused(said: str, name: str) -> InputError:
+def refusal(said: str, name: str) -> InputError:
     """The refusal of the library under the name that the caller gave the tensor or the keyword."""
     said = said[len(name) + 2 :] if said.startswith(name + ": ") else said
     found = _SAID.match(said)
@@ -224,7 +224,7 @@ def judge_record(
             )
         )
     except InputError as e:
-        raise _refused(e.message, name) from None
+        raise refusal(e.message, name) from None
 
 
 _JUDGING = ("threads", "rows", "evidence", "arithmetic")

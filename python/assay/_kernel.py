@@ -9,6 +9,7 @@ import sys
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
 
 from ._arguments import by_name, called, flag, meant, one_line, one_of, texts
+from ._asserts import refusal
 from ._frameworks import Framework, Input, framework, framework_names, guess
 from ._library import (
     FAILS,
@@ -23,12 +24,37 @@ from ._library import (
     facts,
     features_of,
     library,
+    named_array,
     options_of,
     parse,
+    width_of,
 )
 from ._report import Result, failure_text, is_right
 from ._run import KEYWORDS, OPERATIONS, PAIRS, POSITIONAL, PRODUCT_KEYWORDS, Run
+from ._tensors import tensor_of
 from .errors import Failure, InputError, Unsupported
+
+
+_DTYPES = ("f32", "f16", "bf16", "f64")
+
+
+def _check_declared(arithmetic: Arithmetic, dtypes: Iterable[str]) -> None:
+    """Refuses what is an arithmetic for none of the dtypes, before a case is judged."""
+    refusals = []
+    for dtype in dtypes:
+        o = tensor_of(bytes(width_of(dtype)), dtype, (1, 1, 1, 1))
+        try:
+            ask(
+                library.assay_judge_tensors,
+                f"attention b=1 h=1 l=1 d=1 dtype={dtype}".encode(),
+                named_array([("o", o.c())]),
+                1,
+                options_of(arithmetic=arithmetic, power=False, evidence="off"),
+            )
+            return
+        except InputError as e:
+            refusals.append(e if e.argument else refusal(e.message, "arithmetic"))
+    raise refusals[0]
 
 
 class Kernel:
@@ -105,8 +131,10 @@ class Kernel:
         if self._dtypes == ():
             raise InputError("dtypes", f"{dtypes!r} holds no dtype")
         for dtype in self._dtypes or ():
-            if dtype not in ("f64", "f32", "f16", "bf16"):
-                raise InputError("dtypes", f"{dtype!r} is none of f64, f32, f16, bf16")
+            if dtype not in _DTYPES:
+                raise InputError("dtypes", f"{dtype!r} is none of {', '.join(_DTYPES)}")
+        if arithmetic is not None and not callable(arithmetic):
+            _check_declared(arithmetic, self._dtypes or _DTYPES)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self.function(*arguments, **keywords)

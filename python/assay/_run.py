@@ -63,6 +63,8 @@ PRODUCT_KEYWORDS = (
     "a_format",
     "a_tensor_scale",
 )
+# The groups of formats that leave no choice, so that a line says nothing.
+_GROUPS = {"mxfp4": 32, "nvfp4": 16}
 _OUTPUTS = {
     "attention": ("o", "lse"),
     "decode": ("o", "lse"),
@@ -108,7 +110,7 @@ def numbers_of(line: str, columns: Optional[int] = None) -> Dict[str, Any]:
             format, _, group = value.partition(":")
             found["format" if name == "w" else "a_format"] = format
             if name == "w":
-                found["group"] = int(group) if group else None
+                found["group"] = int(group) if group else _GROUPS[format]
     return found
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import assay
 from assay._library import facts, parse
+from assay._report import failure_text
 
 torch = pytest.importorskip("torch")
 
@@ -317,6 +318,20 @@ def test_products():
     assert product.judge("product m=3 n=8 k=32 w=mxfp4")["reason"] == "w=mxfp4"
 
 
+@pytest.mark.parametrize("w, group", [("mxfp4", 32), ("nvfp4", 16), ("fp4", 128), ("f8e4m3:0", 0)])
+def test_the_group_of_a_format_is_told(w, group):
+    told = []
+
+    @assay.kernel("product", framework="torch")
+    def product(a, codes, *, group):
+        told.append(group)
+        raise NotImplementedError
+
+    line = f"product m=3 n=16 k=128 w={w}"
+    product.judge(line)
+    assert told == [group] and assay.Case(line).inputs("torch")["group"] == group
+
+
 def test_numpy_kernels():
     np = pytest.importorskip("numpy")
 
@@ -442,7 +457,12 @@ def test_a_declared_arithmetic_is_that_of_every_case():
     result = strict.judge("attention b=1 h=1 l=4 d=4 causal")
     assert result["outcome"] == "fail" and "fp32 weights" in result["contract"]
     with pytest.raises(assay.InputError, match="which is none for f32: fp32 accumulation"):
-        attention(arithmetic="quick").judge(FORWARD)
+        attention(arithmetic="quick")
+    with pytest.raises(assay.InputError, match="none for bf16: fp32 accumulation, fp32 weights"):
+        attention(arithmetic="fp32 accumulation, weights in f16", dtypes=("bf16", "f32"))
+    with pytest.raises(assay.InputError, match="^arithmetic: 'weights=3' is no FIELD=NUMBER"):
+        attention(arithmetic={"weights": 3})
+    assert attention(arithmetic="fp32 accumulation, weights in f16").arithmetic
     with pytest.raises(assay.InputError, match="says how attention is computed"):
         assay.kernel("product", arithmetic="quick")(lambda a, codes: a)
 
@@ -621,6 +641,35 @@ def test_a_report_tells_failures_of_one_cause_once():
         report.raise_for_failures()
     assert "all 14 failing cases have causal" in str(raised.value)
     assert "looks like: the causal" in report._repr_html_()
+
+
+def test_a_ratio_above_one_is_not_written_as_one():
+    from assay._report import _times
+
+    for ratio, text in (
+        (1.003, "1.003"),
+        (1.0002, "1.0002"),
+        (1 + 2**-52, "1.0000000000000002"),
+        (1.0, "1"),
+        (0.99999, "1"),
+        (2.5, "2.5"),
+        (13.6123, "13.6"),
+        (1e30, "1e+30"),
+    ):
+        assert _times(ratio) == text
+
+
+def test_that_no_cause_was_found_comes_last():
+    result = kernels.raises.judge(FORWARD)
+    result["diagnosis"] = {"explanations": [], "tried": 117}
+    none = failure_text("mine", result, "again").splitlines()
+    assert none[-2:] == [
+        "  reproduce again",
+        "  looks like none of 117 known faults that would show",
+    ]
+    result["diagnosis"]["explanations"] = [{"words": "a fault"}]
+    found = failure_text("mine", result, "again").splitlines()
+    assert found[-2:] == ["  looks like: a fault", "  reproduce again"]
 
 
 def test_places_of_elements():
