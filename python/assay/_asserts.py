@@ -162,7 +162,8 @@ def _read_all(given: Dict[str, Any]) -> List[Tuple[str, Tensor]]:
 
 # What the library has against a tensor or a word of the line: "tensor keep is F32, ...".
 _SAID = re.compile(
-    r"(?:column \d+: )?(?:tensor (?P<tensor>[a-z_.]+)|(?!a )(?P<word>[a-z_]+))(?: = |[=:] ?| |(?=\[))"
+    r"(?:column \d+: )?(?:tensor (?P<tensor>[a-z_.]+)|(?!a )(?P<word>[a-z_]+))"
+    r"(?: = |[=:] ?| |(?=\[))"
 )
 
 

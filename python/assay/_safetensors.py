@@ -38,7 +38,7 @@ def write(
     tensors: Sequence[Tuple[str, Tensor]],
     argument: str = "path",
 ) -> None:
-    """Writes a file of tensors, whole or not at all. `argument` is what the caller calls the path."""
+    """Writes a file of tensors, whole or not at all. The caller calls the path `argument`."""
     header: Dict[str, Any] = {"__metadata__": metadata}
     pieces, at = [], 0
     # Falling widths keep every tensor aligned.
