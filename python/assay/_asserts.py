@@ -8,7 +8,17 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from ._arguments import finite, flag, float32_text, one_of
+from ._arguments import (
+    by_name,
+    finite,
+    flag,
+    float32_text,
+    is_whole,
+    one_line,
+    one_of,
+    plain,
+    whole,
+)
 from ._library import (
     Arithmetic,
     Conventions,
@@ -18,25 +28,65 @@ from ._library import (
     library,
     named_array,
     options_of,
+    parse,
 )
 from ._report import Report, Result, failure_text, is_right
 from ._safetensors import write
-from ._tensors import Tensor, read
+from ._tensors import Tensor, framework_of, read
 from .errors import Failure, InputError
 
 Window = Union[None, int, Tuple[int, int]]
 
-# How a keyword of attention is called in a record.
-_TENSORS = {
-    "mask": "keep",
-    "bias": "bias",
-    "lengths": "lengths",
-    "starts": "starts",
-    "query_segment": "query_segment",
-    "key_segment": "key_segment",
-    "alibi_slopes": "alibi_slopes",
-    "sink": "sink",
+# What a record calls by another name.
+RECORDED = {
+    "keep": "mask",
+    "w.codes": "codes",
+    "w.scales": "scales",
+    "w.extra": "extra",
+    "a.codes": "a_codes",
+    "a.scales": "a_scales",
 }
+# The keywords that say which attention was asked.
+_PROBLEM = (
+    "causal",
+    "scale",
+    "softcap",
+    "window",
+    "offset",
+    "mask",
+    "bias",
+    "lengths",
+    "starts",
+    "query_segment",
+    "key_segment",
+    "alibi_slopes",
+    "sink",
+    "dropout",
+    "dropout_seed",
+    "finite_min_masks",
+    "conventions",
+    "layout",
+    "lse_base",
+)
+_IN_RECORDS = {ours: recorded for recorded, ours in RECORDED.items()}
+_TENSORS_OF_RECORDS = (
+    "q",
+    "k",
+    "v",
+    "o",
+    "lse",
+    "do",
+    "dlse",
+    "dq",
+    "dk",
+    "dv",
+    "d_bias",
+    "d_sink",
+)
+
+
+# Whatever the library may name besides tensors.
+_ARGUMENTS = {*_PROBLEM, *_TENSORS_OF_RECORDS, "store", "arithmetic", "w", "block_table"}
 
 
 def attention_line(
@@ -73,30 +123,28 @@ def attention_line(
     if softcap is not None and finite("softcap", softcap) != 0:
         words.append("softcap=" + float32_text("softcap", softcap))
     if window is not None:
-        pair = (window, 0) if isinstance(window, int) else window
-        if (
-            not isinstance(pair, (tuple, list))
-            or len(pair) != 2
-            or not all(isinstance(side, int) for side in pair)
-        ):
+        pair = list(map(plain, window if isinstance(window, (tuple, list)) else (window, 0)))
+        if len(pair) != 2 or not all(map(is_whole, pair)):
             raise InputError(
                 "window", f"{window!r} is no pair of whole numbers (left, right), -1 for open"
             )
         words.append(f"window={pair[0]},{pair[1]}")
     if finite("dropout", dropout) != 0:
-        if not isinstance(dropout_seed, int):
+        seed = plain(dropout_seed)
+        if not is_whole(seed):
             raise InputError(
                 "dropout_seed",
                 f"{dropout_seed!r} is no whole number; dropout needs the seed of Philox",
             )
-        words.append(f"dropout={float32_text('dropout', dropout)}:{dropout_seed}")
+        words.append(f"dropout={float32_text('dropout', dropout)}:{seed}")
     found = {name: t for name, t in tensors.items() if t is not None}
     if offset is not None:
-        if offset == "end" if isinstance(offset, str) else isinstance(offset, int):
+        offset = plain(offset)
+        if offset == "end" if isinstance(offset, str) else is_whole(offset):
             words.append(f"offset={offset}")
-        elif isinstance(offset, str):
+        elif framework_of(offset) is None:
             raise InputError(
-                "offset", f"{offset!r} is neither a number, nor 'end', nor a tensor [B]"
+                "offset", f"{offset!r} is neither a whole number, nor 'end', nor a tensor [B]"
             )
         else:
             found["offset"] = offset
@@ -105,15 +153,59 @@ def attention_line(
     meant = conventions_text(conventions)
     if meant is not None:
         words.append("convention=" + meant)
-    return " ".join(words), found
-
-
-def _attention_tensors(given: Dict[str, Any]) -> Dict[str, Any]:
-    return {_TENSORS.get(name, name): t for name, t in given.items()}
+    return " ".join(words), {_IN_RECORDS.get(name, name): t for name, t in found.items()}
 
 
 def _read_all(given: Dict[str, Any]) -> List[Tuple[str, Tensor]]:
-    return [(name, read(name, t)) for name, t in given.items()]
+    return [(name, read(RECORDED.get(name, name), t)) for name, t in given.items()]
+
+
+# What the library has against a tensor or a word of the line: "tensor keep is F32, ...".
+_SAID = re.compile(
+    r"(?:column \d+: )?(?:tensor (?P<tensor>[a-z_.]+)|(?!a )(?P<word>[a-z_]+))"
+    r"(?: = |[=:] ?| |(?=\[))"
+)
+
+
+def refusal(said: str, name: str) -> InputError:
+    """The refusal of the library under the name that the caller gave the tensor or the keyword."""
+    said = said[len(name) + 2 :] if said.startswith(name + ": ") else said
+    found = _SAID.match(said)
+    if found:
+        named = found["tensor"] or found["word"]
+        argument = RECORDED.get(named, named)
+        if found["tensor"] or argument in _ARGUMENTS:
+            rest = said[found.end() :]
+            return InputError(argument, said if rest.startswith(("and ", "[")) else rest)
+    return InputError(name, said)
+
+
+_AXES = {
+    "bhsd": ("batch", "heads", "positions", "columns"),
+    "bshd": ("batch", "positions", "heads", "columns"),
+}
+
+
+def _check_extents(given: Dict[str, Tensor], layout: str) -> None:
+    """Refuses tensors with other axes than q, and a q or an o without elements.
+
+    The library takes three axes of one tensor beside four of another, if there is one batch.
+    """
+    if "q" not in given or "o" not in given or len(given["q"].shape) not in (3, 4):
+        return  # the library says so
+    axes = len(given["q"].shape)
+    for name in ("q", "k", "v", "o", "do", "dq", "dk", "dv"):
+        t = given.get(name)
+        if t is not None and len(t.shape) != axes:
+            raise InputError(name, f"{t} has {len(t.shape)} axes, and q has {axes}")
+    for name in ("q", "o"):
+        shape = given[name].shape
+        if 0 in shape and axes == 4:
+            axis = shape.index(0)
+            raise InputError(
+                name,
+                f"{given[name]} has no element: axis {axis}, {_AXES[layout][axis]}, is 0",
+            )
 
 
 def judge_record(
@@ -125,16 +217,15 @@ def judge_record(
     """
     tensors = _read_all(given)
     array = named_array([(n, t.c()) for n, t in tensors])
-    return Result(
-        ask_json(
-            library.assay_judge_record,
-            encoded("line", line),
-            array,
-            len(tensors),
-            options_of(name=name, **options),
-            argument=name,
+    judging = options_of(name=name, **options)
+    try:
+        return Result(
+            ask_json(
+                library.assay_judge_record, encoded("line", line), array, len(tensors), judging
+            )
         )
-    )
+    except InputError as e:
+        raise refusal(e.message, name) from None
 
 
 _JUDGING = ("threads", "rows", "evidence", "arithmetic")
@@ -147,6 +238,7 @@ def _assert(
     save: Optional[Union[str, Path]],
     options: Dict[str, Any],
 ) -> Result:
+    one_line("name", name)
     result = judge_record(line, given, name=name, **options)
     if is_right(result):
         return result
@@ -155,10 +247,11 @@ def _assert(
     folder = os.environ.get("ASSAY_SAVE")
     if save is None and folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        handle, save = tempfile.mkstemp(prefix=name + "-", suffix=".safetensors", dir=folder)
+        prefix = re.sub(r"[^\w.-]", "_", name)[:100] + "-"
+        handle, save = tempfile.mkstemp(prefix=prefix, suffix=".safetensors", dir=folder)
         os.close(handle)
     if save is not None:
-        write_record(save, line, given)
+        write_record(save, line, given, argument="save")
         again = f"assay verify '{save}'"
         if options.get("arithmetic") is not None:  # the command tries the ladder
             again = f"assay.verify({str(save)!r}, arithmetic={options['arithmetic']!r})"
@@ -169,14 +262,16 @@ def _assert(
 
 def _assert_of(operation: str, asked: Dict[str, Any]) -> Result:
     """Judges what the arguments of assert_attention and its kin say, by their names."""
-    _check_keywords(asked.get("problem", {}))
     asked.update(asked.pop("problem", {}))
     options = {option: asked.pop(option) for option in _JUDGING}
     name, save = asked.pop("name"), asked.pop("save")
     line, given = attention_line(operation, **asked)
-    return _assert(line, _attention_tensors(given), name, save, options)
+    given = {key: read(RECORDED.get(key, key), t) for key, t in given.items()}
+    _check_extents(given, asked.get("layout", "bhsd"))
+    return _assert(line, given, name, save, options)
 
 
+@by_name()
 def assert_attention(
     o: Any,
     *,
@@ -258,6 +353,7 @@ def assert_attention(
     return _assert_of("attention", locals())
 
 
+@by_name(*_PROBLEM)
 def assert_backward(
     dq: Any,
     dk: Any,
@@ -292,6 +388,7 @@ def assert_backward(
     return _assert_of("backward", locals())
 
 
+@by_name(*_PROBLEM)
 def assert_decode(
     o: Any,
     *,
@@ -323,37 +420,7 @@ def assert_decode(
     return _assert_of("decode", locals())
 
 
-_PROBLEM = {
-    "causal",
-    "scale",
-    "softcap",
-    "window",
-    "offset",
-    "mask",
-    "bias",
-    "lengths",
-    "starts",
-    "query_segment",
-    "key_segment",
-    "alibi_slopes",
-    "sink",
-    "dropout",
-    "dropout_seed",
-    "finite_min_masks",
-    "conventions",
-    "layout",
-    "lse_base",
-}
-
-
-def _check_keywords(problem: Dict[str, Any]) -> None:
-    for keyword in problem:
-        if keyword not in _PROBLEM:
-            raise InputError(
-                keyword, f"is no keyword here; there are {', '.join(sorted(_PROBLEM))}"
-            )
-
-
+@by_name()
 def assert_product(
     c: Any,
     *,
@@ -395,15 +462,18 @@ def assert_product(
         ("a.scales", a_scales),
     ):
         if t is not None:
-            given[key] = _bytes(key, t)
+            given[key] = _bytes(RECORDED[key], t)
     if a is not None:
         given["a"] = read("a", a)
         if len(given["a"].shape) != 2:
             raise InputError("a", f"{given['a']} has {len(given['a'].shape)} extents, not 2")
         k = given["a"].shape[1]
+    elif a_format is None and a_codes is None:
+        raise InputError("a", "is missing: a [m, k], or a_format, a_codes and k of a low-bit one")
     if k is None:
         raise InputError("k", "is needed where a is low-bit")
-    line = f"product m={out.shape[0]} n={out.shape[1]} k={k} w={encoded('w', w).decode()}"
+    sizes = f"m={out.shape[0]} n={out.shape[1]} k={whole('k', k, 2**40, '2^40')}"
+    line = f"product {sizes} w={encoded('w', w).decode()}"
     if finite("tensor_scale", tensor_scale) != 1.0:
         line += " tensor-scale=" + float32_text("tensor_scale", tensor_scale)
     if a_format is not None:
@@ -424,7 +494,11 @@ def _bytes(argument: str, t: Any) -> Tensor:
 
 
 def write_record(
-    path: Union[str, Path], line: str, given: Dict[str, Any], case: Optional[str] = None
+    path: Union[str, Path],
+    line: str,
+    given: Dict[str, Any],
+    case: Optional[str] = None,
+    argument: str = "path",
 ) -> None:
     """Writes one record as a safetensors file (docs/records.md), whole or not at all."""
     if line.startswith("decode"):
@@ -434,9 +508,10 @@ def write_record(
     metadata = {"assay": "1", "record": line}
     if case is not None:
         metadata["case"] = case
-    write(path, metadata, _read_all(given))
+    write(path, metadata, _read_all(given), argument)
 
 
+@by_name(*_PROBLEM, *_TENSORS_OF_RECORDS)
 def record(
     path: Union[str, Path],
     operation: str = "attention",
@@ -457,43 +532,17 @@ def record(
         given: the tensors and keywords of assert_attention or assert_backward.
     """
     one_of("operation", operation, ("attention", "backward"))
-    line, tensors = attention_line(
-        operation, **{_kept(keyword): value for keyword, value in given.items()}
-    )
+    line, tensors = attention_line(operation, **given)
     if kernel is not None:
         if not encoded("kernel", kernel) or any(c.isspace() for c in kernel):
             raise InputError("kernel", f"{kernel!r} is no name without spaces")
         line += " kernel=" + kernel
     if case is not None:
-        encoded("case", case)
-    write_record(path, line, _attention_tensors(tensors), case)
+        parse(case)  # refuses what is none
+    write_record(path, line, tensors, case)
 
 
-_RECORDED = _PROBLEM | {
-    "q",
-    "k",
-    "v",
-    "o",
-    "lse",
-    "do",
-    "dlse",
-    "dq",
-    "dk",
-    "dv",
-    "d_bias",
-    "d_sink",
-}
-
-
-def _kept(keyword: str) -> str:
-    if keyword not in _RECORDED:
-        raise InputError(
-            keyword,
-            f"is no tensor and no keyword of a record; there are {', '.join(sorted(_RECORDED))}",
-        )
-    return keyword
-
-
+@by_name()
 def verify(
     path: Union[str, Path],
     *,

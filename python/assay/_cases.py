@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+from ._arguments import by_name, one_line, whole
+from ._asserts import RECORDED
 from ._frameworks import framework as framework_of
 from ._kernel import Kernel
-from ._run import RECORDED, numbers_of
+from ._run import numbers_of
 from ._library import (
     Arithmetic,
     CNamedTensor,
@@ -76,6 +78,7 @@ class Case:
 
         `evidence` and `arithmetic` are those of assert_attention.
         """
+        one_line("name", name)
         tensors = [(key, read(key, t)) for key, t in outputs.items() if t is not None]
         tensors = [
             (key, _without_last(t) if key == "lse" and len(t.shape) == 4 else t)
@@ -95,6 +98,7 @@ class Case:
 
     def check(self, *, name: str = "function", **given: Any) -> Result:
         """As judge, and raises Failure if the outputs are wrong."""
+        __tracebackhide__ = True  # pytest shows the code of the caller
         result = self.judge(name=name, **given)
         if not is_right(result):
             raise Failure(failure_text(name, result, f"the case {self.line}"), [result])
@@ -104,8 +108,7 @@ class Case:
 @contextlib.contextmanager
 def _opened(line: str, call: int = 0) -> Iterator[Tuple[str, Dict[str, Tensor]]]:
     """The line of one call of a case, and its inputs, which live as long as the context."""
-    if not isinstance(call, int) or not -(2**63) <= call < 2**63:
-        raise InputError("call", f"{call!r} is no number of a call")
+    call = whole("call", call, 2**63, "2^63 - 1")
     opened, tensors, count = ctypes.c_void_p(), ctypes.POINTER(CNamedTensor)(), ctypes.c_int64()
     said = ask_json(
         library.assay_case_open, encoded("case", line), ctypes.byref(opened), argument="case"
@@ -138,6 +141,7 @@ def _without_last(t: Tensor) -> Tensor:
     )
 
 
+@by_name()
 def cases(
     suite: str,
     *,

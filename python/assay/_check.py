@@ -14,19 +14,29 @@ from ._kernel import Kernel
 from ._load import child_environment, how_it_ended
 from ._library import parse, suite as suite_of
 from ._report import Report, Result
-from ._arguments import called, flag, seconds, texts
+from ._arguments import by_name, called, flag, seconds, texts
 from .errors import InputError
 
 _SHRUNK = 3  # the first failures tell most of what failures can tell
+_WORKER = "ASSAY_WORKER"  # the variable that a process of isolate=True and its children have
 
 
 def _lines(
     kernel: Kernel, suite: Optional[str], case: Union[None, str, Sequence[str]], seed: int
 ) -> Dict[str, Any]:
-    if (suite is None) == (case is None):
+    if suite is None and case is None:
         raise InputError("suite", "one of suite= and case= is needed")
+    if suite is not None and case is not None:
+        raise InputError("suite", "both suite= and case= were given; one is needed")
     if suite is not None:
         drawn = suite_of(suite, seed, kernel.features)
+        whole_suite = drawn["cases"] + [u["case"] for u in drawn["unsupported"]]
+        if kernel.operation == "decode" and not any(" cache=" in line for line in whole_suite):
+            raise InputError(
+                "suite",
+                f"{suite!r} has no case with a cache, and {kernel.name} decodes from one; "
+                "suite='caches' has them",
+            )
         return {"cases": drawn["cases"], "unsupported": drawn["unsupported"]}
     cases = [case] if isinstance(case, str) else texts("case", case)
     if not cases:
@@ -34,6 +44,7 @@ def _lines(
     return {"cases": [parse(line)["case"] for line in cases], "unsupported": []}
 
 
+@by_name()
 def check(
     function: Union[Kernel, Callable[..., Any]],
     *,
@@ -75,6 +86,12 @@ def check(
         timeout: of one case there, in seconds.
         progress: is called with every result.
     """
+    if _WORKER in os.environ:  # the file of the kernel is loaded, and would start the next process
+        raise InputError(
+            "isolate",
+            "the process that runs the kernel loads its file, which calls assay.check again: put "
+            'the call under `if __name__ == "__main__":`',
+        )
     k = (function if isinstance(function, Kernel) else Kernel(function)).on(device)
     flag("shrink", shrink)
     flag("isolate", isolate)
@@ -128,7 +145,10 @@ class Isolated:
     def __init__(self, kernel: Kernel, timeout: float, options: Dict[str, Any]):
         import inspect
 
-        source = inspect.getsourcefile(inspect.unwrap(kernel.function))
+        try:
+            source = inspect.getsourcefile(inspect.unwrap(kernel.function))
+        except TypeError:  # an object that is called
+            source = None
         held = kernel._held_as
         if source is None or not os.path.exists(source) or held is None:
             raise InputError(
@@ -158,7 +178,7 @@ class Isolated:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=child_environment(),
+            env={**child_environment(), _WORKER: "1"},
         )
 
     def _end(self) -> int:
@@ -194,7 +214,10 @@ class Isolated:
             self._end()
             why = f"the function's process {how_it_ended(status)} in the middle of the case"
             return self._failed(line, why)
-        result, lost = json.loads(answer)
+        told = json.loads(answer)
+        if isinstance(told, dict):
+            raise InputError(**told)
+        result, lost = told
         if lost:
             self._end()
         return Result(result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
 
-from ._arguments import flag, one_of
+from ._arguments import by_name, flag, one_of
 from ._kernel import Kernel
 from ._library import FUNCTION, ask_json, encoded, features_of, library
 from ._run import Run, case_of
@@ -101,6 +101,7 @@ class _Asked(Run):
         super().compute(operation, line, inputs, outputs)
 
 
+@by_name()
 def identify(
     function: Union[Kernel, Callable[..., Any]],
     dtype: str,

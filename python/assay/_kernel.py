@@ -8,7 +8,8 @@ import os
 import sys
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
 
-from ._arguments import called, flag, one_of, texts
+from ._arguments import by_name, called, flag, meant, one_line, one_of, texts
+from ._asserts import refusal
 from ._frameworks import Framework, Input, framework, framework_names, guess
 from ._library import (
     FAILS,
@@ -23,12 +24,37 @@ from ._library import (
     facts,
     features_of,
     library,
+    named_array,
     options_of,
     parse,
+    width_of,
 )
 from ._report import Result, failure_text, is_right
 from ._run import KEYWORDS, OPERATIONS, PAIRS, POSITIONAL, PRODUCT_KEYWORDS, Run
+from ._tensors import tensor_of
 from .errors import Failure, InputError, Unsupported
+
+
+_DTYPES = ("f32", "f16", "bf16", "f64")
+
+
+def _check_declared(arithmetic: Arithmetic, dtypes: Iterable[str]) -> None:
+    """Refuses what is an arithmetic for none of the dtypes, before a case is judged."""
+    refusals = []
+    for dtype in dtypes:
+        o = tensor_of(bytes(width_of(dtype)), dtype, (1, 1, 1, 1))
+        try:
+            ask(
+                library.assay_judge_tensors,
+                f"attention b=1 h=1 l=1 d=1 dtype={dtype}".encode(),
+                named_array([("o", o.c())]),
+                1,
+                options_of(arithmetic=arithmetic, power=False, evidence="off"),
+            )
+            return
+        except InputError as e:
+            refusals.append(e if e.argument else refusal(e.message, "arithmetic"))
+    raise refusals[0]
 
 
 class Kernel:
@@ -68,8 +94,8 @@ class Kernel:
             )
         if arithmetic is not None and operation == "product":
             raise InputError("arithmetic", "says how attention is computed, and not a product")
-        if name is not None and not isinstance(name, str):
-            raise InputError("name", f"{name!r} is no text")
+        if name is not None:
+            one_line("name", name)
         if lse is not None:
             flag("lse", lse)
         flag("deterministic", deterministic)
@@ -102,9 +128,13 @@ class Kernel:
                 raise InputError(
                     "without", f"{feature!r} is no feature; there are {', '.join(known)}"
                 )
+        if self._dtypes == ():
+            raise InputError("dtypes", f"{dtypes!r} holds no dtype")
         for dtype in self._dtypes or ():
-            if dtype not in ("f64", "f32", "f16", "bf16"):
-                raise InputError("dtypes", f"{dtype!r} is none of f64, f32, f16, bf16")
+            if dtype not in _DTYPES:
+                raise InputError("dtypes", f"{dtype!r} is none of {', '.join(_DTYPES)}")
+        if arithmetic is not None and not callable(arithmetic):
+            _check_declared(arithmetic, self._dtypes or _DTYPES)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self.function(*arguments, **keywords)
@@ -200,6 +230,7 @@ class Kernel:
     def check(self, case: Any, **options: Any) -> Result:
         """Judges a case, or its line, as judge does. Raises Failure unless it is right, and
         Unsupported if the kernel does not do it: a test of it would say nothing."""
+        __tracebackhide__ = True  # pytest shows the code of the caller
         result = self.judge(getattr(case, "line", case), **options)
         if result["outcome"] == "unsupported":
             raise Unsupported(f"{self.name} does not do {result['case']}: {result['reason']}")
@@ -336,6 +367,12 @@ class Kernel:
         return result
 
 
+# The keywords of assay.kernel.
+_OPTIONS = [
+    p.name for p in inspect.signature(Kernel).parameters.values() if p.kind is p.KEYWORD_ONLY
+]
+
+
 class _Takes:
     """What a function takes: how many tensors by position, and which keywords."""
 
@@ -344,6 +381,9 @@ class _Takes:
 
 
 def _signature(function: Callable[..., Any], operation: str) -> _Takes:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(function, torch.nn.Module):
+        function = function.forward  # a module itself takes everything, and passes it on
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -373,7 +413,7 @@ def _signature(function: Callable[..., Any], operation: str) -> _Takes:
             raise InputError(
                 "function",
                 f"has an argument {p.name!r} without a default that no {operation} gives; "
-                f"there are {', '.join(sorted(known))}",
+                f"{meant(p.name, sorted(known))}",
             )
         if p.name in known:
             keywords.append(p.name)
@@ -390,6 +430,7 @@ def _signature(function: Callable[..., Any], operation: str) -> _Takes:
     return _Takes(tensors, keywords, everything)
 
 
+@by_name(*_OPTIONS)
 def kernel(operation: str = "attention", **options: Any) -> Callable[[Callable[..., Any]], Kernel]:
     """Makes a kernel of a function, for `assay.check`, pytest and the command line.
 

@@ -10,7 +10,7 @@ from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_uint64, c_vo
 from pathlib import Path
 from typing import Any, Callable, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
-from ._arguments import finite, flag, one_of, texts
+from ._arguments import finite, flag, one_of, plain, texts, whole
 from .errors import InputError
 
 # How a kernel computes: a rung of the ladder of docs/tolerance.md by its name, or fields of
@@ -129,7 +129,12 @@ def _load() -> ctypes.CDLL:
     places = list(_places())
     for path in places:
         if path.exists():
-            library = ctypes.CDLL(str(path))
+            try:
+                library = ctypes.CDLL(str(path))
+                version = library.assay_judge_version()
+            except (OSError, AttributeError) as e:
+                named = "ASSAY_JUDGE_LIBRARY=" if os.environ.get("ASSAY_JUDGE_LIBRARY") else ""
+                raise ImportError(f"{named}{path}: is no judge's library ({_LIBRARY}): {e}") from e
             break
     else:
         raise ImportError(
@@ -141,7 +146,6 @@ def _load() -> ctypes.CDLL:
                 else " (ASSAY_JUDGE_LIBRARY)"
             )
         )
-    version = library.assay_judge_version()
     if version != VERSION:
         raise ImportError(
             f"{path} has version {version} of its interface, and this package has {VERSION}"
@@ -223,6 +227,7 @@ def arithmetic_text(arithmetic: Arithmetic) -> Optional[str]:
         raise InputError("arithmetic", f"{arithmetic!r} is neither a name nor a dictionary")
     words = []
     for field, value in arithmetic.items():
+        value = plain(value)
         finite(f"arithmetic[{field!r}]", int(value) if isinstance(value, bool) else value)
         words.append(f"{field}={value:d}" if isinstance(value, int) else f"{field}={value!r}")
     return " ".join(words)
@@ -262,22 +267,19 @@ def options_of(
 ) -> COptions:
     declared = arithmetic_text(arithmetic)
     meant = conventions_text(conventions)
-    for argument, value in (("threads", threads), ("rows", rows), ("seed", seed)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**40:
-            raise InputError(argument, f"{value!r} is no whole number from 0 to 2^40")
     return COptions(
         VERSION,
         ctypes.sizeof(COptions),
         encoded("name", name),
-        threads,
+        whole("threads", threads, 2**40, "2^40"),
         int(flag("power", power)),
         int(flag("pictures", pictures)),
         int(flag("relations", relations)),
         EVIDENCE.index(one_of("evidence", evidence, EVIDENCE)),
         0,
         None if declared is None else encoded("arithmetic", declared),
-        rows,
-        seed,
+        whole("rows", rows, 2**40, "2^40"),
+        whole("seed", seed, 2**40, "2^40"),
         None if meant is None else encoded("conventions", meant),
     )
 
@@ -294,12 +296,10 @@ def facts() -> Any:
 
 def suite(name: str, seed: int = 1, features: Optional[Sequence[str]] = None) -> Any:
     """{"suite", "seed", "notes", "cases", "unsupported"} (judge.h)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise InputError("seed", f"{seed!r} is no whole number from 0 to 2^64 - 1")
     return ask_json(
         library.assay_judge_suite,
         encoded("suite", name),
-        seed,
+        whole("seed", seed, 2**64, "2^64 - 1"),
         features_of(features),
         argument="suite",
     )

@@ -31,6 +31,8 @@ def load(where: str, device: Optional[str] = None, framework: Optional[str] = No
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
     try:
         specification.loader.exec_module(module)
+    except InputError as e:
+        raise InputError(e.argument, f"{e.message} ({path})") from e
     except Exception as e:
         raise InputError("python", f"{path}: {type(e).__name__}: {e}") from e
     found = getattr(module, name, None)

@@ -31,6 +31,16 @@ def _number(x: Any) -> str:
     return x if isinstance(x, str) else f"{x:.9g}"
 
 
+def _times(ratio: float) -> str:
+    """A ratio; one that is just above 1 is not written as 1."""
+    if not 1 < ratio < 10:
+        return f"{ratio:.3g}"
+    digits = 4
+    while float(f"{ratio:.{digits}g}") == 1:
+        digits += 1
+    return f"{ratio:.{digits}g}"
+
+
 def is_right(result: Dict[str, Any]) -> bool:
     """Whether something was compared, and nothing was wrong."""
     return result["outcome"] in ("pass", "suspect") or (
@@ -115,19 +125,23 @@ def failure_text(name: str, result: Dict[str, Any], again: str) -> str:
             + (
                 ""
                 if isinstance(first["ratio"], str)
-                else f"; the error is {first['ratio']:.3g} times the bound"
+                else f"; the error is {_times(first['ratio'])} times the bound"
             ),
             f"  proved: {result['elements']['outside']} of {_compared(result)} elements "
             f"outside, under {result['contract']}",
         ]
     if result.get("differs") and result["outcome"] == "fail":
         lines.append(f"  judged under {', '.join(result['differs'])}, which nobody declared")
-    if cause := cause_of(result):
+    cause = cause_of(result)
+    told = cause.startswith("looks like: ")
+    if told:
         lines.append(f"  {cause}")
     if result.get("shrunk"):
         lines.append(f"  case      {result['case']}")
     if again:
         lines.append(f"  reproduce {again}")
+    if cause and not told:  # that no cause was found helps least
+        lines.append(f"  {cause}")
     return "\n".join(lines)
 
 
@@ -195,6 +209,7 @@ class Report:
 
     def raise_for_failures(self) -> "Report":
         """Raises Failure if a case failed or nothing was compared; returns the report otherwise."""
+        __tracebackhide__ = True  # pytest shows the code of the caller
         if self.ok:
             return self
         if not self.failures:
@@ -263,7 +278,7 @@ def _row(r: Dict[str, Any]) -> str:
     return (
         f"<tr><td style='color:{_COLORS.get(r['outcome'], '#777')}'>{r['outcome']}</td>"
         f"<td style='text-align:left'>{told}</td>"
-        f"<td>{f'{max(ratios):.3g}' if ratios else ''}</td><td>{_picture(r)}</td></tr>"
+        f"<td>{_times(max(ratios)) if ratios else ''}</td><td>{_picture(r)}</td></tr>"
     )
 
 

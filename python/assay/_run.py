@@ -7,7 +7,7 @@ import functools
 import struct
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
-from ._asserts import judge_record
+from ._asserts import RECORDED, judge_record
 from ._frameworks import LARGE, NAN, Finding, Input, overlap
 from ._library import EXECUTION_FAILED, SUCCESS, UNSUPPORTED, CCall, parse
 from ._report import is_right
@@ -63,15 +63,8 @@ PRODUCT_KEYWORDS = (
     "a_format",
     "a_tensor_scale",
 )
-# What a record calls by another name.
-RECORDED = {
-    "keep": "mask",
-    "w.codes": "codes",
-    "w.scales": "scales",
-    "w.extra": "extra",
-    "a.codes": "a_codes",
-    "a.scales": "a_scales",
-}
+# The groups of formats that leave no choice, so that a line says nothing.
+_GROUPS = {"mxfp4": 32, "nvfp4": 16}
 _OUTPUTS = {
     "attention": ("o", "lse"),
     "decode": ("o", "lse"),
@@ -117,7 +110,7 @@ def numbers_of(line: str, columns: Optional[int] = None) -> Dict[str, Any]:
             format, _, group = value.partition(":")
             found["format" if name == "w" else "a_format"] = format
             if name == "w":
-                found["group"] = int(group) if group else None
+                found["group"] = int(group) if group else _GROUPS[format]
     return found
 
 

@@ -33,9 +33,12 @@ _DTYPE_OF = {stored: dtype for dtype, stored in _STORED.items()}
 
 
 def write(
-    path: Union[str, Path], metadata: Dict[str, str], tensors: Sequence[Tuple[str, Tensor]]
+    path: Union[str, Path],
+    metadata: Dict[str, str],
+    tensors: Sequence[Tuple[str, Tensor]],
+    argument: str = "path",
 ) -> None:
-    """Writes a file of tensors, whole or not at all."""
+    """Writes a file of tensors, whole or not at all. The caller calls the path `argument`."""
     header: Dict[str, Any] = {"__metadata__": metadata}
     pieces, at = [], 0
     # Falling widths keep every tensor aligned.
@@ -50,22 +53,22 @@ def write(
         at += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    write_whole(path, [struct.pack("<Q", len(text)) + text, *pieces])
+    write_whole(path, [struct.pack("<Q", len(text)) + text, *pieces], argument)
 
 
-def write_whole(path: Union[str, Path], pieces: Sequence[bytes]) -> None:
+def write_whole(path: Union[str, Path], pieces: Sequence[bytes], argument: str = "path") -> None:
     """Writes a file beside its place and renames it, so that nobody sees a part of it."""
     if not isinstance(path, (str, Path)):
-        raise InputError("path", f"{path!r} is no path")
+        raise InputError(argument, f"{path!r} is no path")
     path = Path(path)
     if path.is_dir():
-        raise InputError("path", f"{str(path)!r} is a folder")
+        raise InputError(argument, f"{str(path)!r} is a folder")
     try:
         handle, temporary = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
     except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
-        raise InputError("path", f"{path}: {e.strerror}") from None
+        raise InputError(argument, f"{path}: {e.strerror}") from None
     except ValueError:  # a NUL, or a surrogate
-        raise InputError("path", f"{str(path)!r} is no path") from None
+        raise InputError(argument, f"{str(path)!r} is no path") from None
     try:
         with os.fdopen(handle, "wb") as file:
             for data in pieces:

@@ -379,6 +379,11 @@ def _read_any(name: str, t: Any) -> Tensor:
     if framework == "torch":
         return _of_torch(sys.modules["torch"], name, t)
     if framework == "numpy":
+        masked = sys.modules.get("numpy.ma")
+        if masked is not None and isinstance(t, masked.MaskedArray):
+            raise InputError(
+                name, "a masked array of numpy, whose mask says nothing here; mask= does"
+            )
         return _of_numpy(sys.modules["numpy"], name, t)
     if framework == "cupy":
         return _of_numpy(sys.modules["numpy"], name, t.get(), f"cuda:{t.device.id}", "cupy")

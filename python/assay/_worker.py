@@ -1,6 +1,6 @@
 """A process that judges a kernel: case lines come in; results go out, and whether it can go on.
 
-`assay.check(isolate=True)` starts it.
+`assay.check(isolate=True)` starts it. If it finds no kernel, it says why instead, and ends.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import sys
 
 from ._load import load
+from .errors import InputError
 
 
 def main() -> int:
@@ -21,7 +22,12 @@ def main() -> int:
     )
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the function prints is no answer
-    kernel = load(where, device or None, framework)
+    try:
+        kernel = load(where, device or None, framework)
+    except InputError as e:
+        answers.write(json.dumps({"argument": e.argument, "message": e.message}) + "\n")
+        answers.flush()
+        return 2
     for line in sys.stdin:
         result = kernel.judge(line.strip(), **options)
         answers.write(json.dumps([result, kernel.tool.is_lost()]) + "\n")

@@ -14,11 +14,12 @@ class InputError(ValueError):
 
     Attributes:
         argument: the name of the argument.
+        message: the text without this name.
     """
 
     def __init__(self, argument: str, message: str):
         super().__init__(f"{argument}: {message}" if argument else message)
-        self.argument = argument
+        self.argument, self.message = argument, message
 
 
 class Unsupported(NotImplementedError):

@@ -82,6 +82,10 @@ def test_a_failure_says_where_in_under_ten_lines(small):
     assert failure.value.result["elements"]["outside"] == 1
 
 
+def one_batch(small):
+    return {name: small[name][:1] for name in ("q", "k", "v", "lse")}
+
+
 def too_large():
     """A factor that the wide bound of f16 does not show, and evidence does."""
     torch.manual_seed(3)
@@ -145,7 +149,7 @@ def test_a_declared_arithmetic_is_the_contract(small, tmp_path):
     file = str(tmp_path / "wrong.safetensors")
     with pytest.raises(assay.Failure) as failure:
         assay.assert_attention(wrong, **small, arithmetic=rung, evidence="off", save=file)
-    again = str(failure.value).partition("reproduce ")[2]
+    again = str(failure.value).partition("reproduce ")[2].splitlines()[0]
     assert again == f"assay.verify({file!r}, arithmetic={rung!r})"
     report = eval(again)
     assert not report.ok and report.results[0]["contract"] == rung
@@ -155,7 +159,7 @@ def test_a_declared_arithmetic_is_the_contract(small, tmp_path):
         ({"exp_ulp": math.nan}, "exp_ulp"),
         ({"tile": "a"}, "'a' is no finite number"),
         ({"exp_ulp": 1e9}, "outside"),
-        ("", "arithmetic is empty"),
+        ("", "arithmetic: is empty"),
         (16, "neither a name nor a dictionary"),
     ):
         with pytest.raises(assay.InputError, match=re.escape(words)):
@@ -193,6 +197,8 @@ def test_record_and_verify(small, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["dump.safetensors"]
     with pytest.raises(assay.InputError, match="keys"):
         assay.record(path, keys=small["k"], **small)
+    with pytest.raises(assay.InputError, match="case: "):
+        assay.record(path, case="attention x", **small)
     with pytest.raises(assay.InputError, match="No such file"):
         assay.verify(tmp_path / "none.safetensors")
 
@@ -276,10 +282,19 @@ def test_products():
     assay.assert_product(c, **asked)
     with pytest.raises(assay.Failure, match="wrong at C"):
         assay.assert_product(c * 1.001, **asked)
+    left_out = {name: t for name, t in asked.items() if name != "a"}
+    with pytest.raises(assay.InputError, match="a: is missing: a .m, k., or a_format, a_codes"):
+        assay.assert_product(c, **left_out)
+    with pytest.raises(assay.InputError, match="k: is needed where a is low-bit"):
+        assay.assert_product(c, **left_out, a_format="f8e4m3", a_codes=i["codes"])
     with pytest.raises(assay.InputError, match="no such format"):
         assay.assert_product(c, **{**asked, "w": "int9"})
-    with pytest.raises(assay.InputError, match="codes"):
-        assay.assert_product(c, **{**asked, "codes": i["codes"][1:]})
+    for name in ("codes", "scales", "extra"):
+        with pytest.raises(assay.InputError, match=f"^{name}: has .* bytes") as error:
+            assay.assert_product(c, **{**asked, name: i[name].view(torch.uint8).flatten()[1:]})
+        assert error.value.argument == name
+    with pytest.raises(assay.InputError, match="^scales: object is no tensor"):
+        assay.assert_product(c, **{**asked, "scales": object()})
 
 
 def test_bad_input_is_refused_by_name(small):
@@ -290,42 +305,152 @@ def test_bad_input_is_refused_by_name(small):
         with pytest.raises(assay.InputError) as error:
             assay.assert_attention(o, **{**good, **change})
         assert re.search(words, str(error.value)), str(error.value)
+        assert error.value.argument in {"o", *change}, error.value.argument
 
     refused("q: list is no tensor", q=[1, 2])
     refused("k: None|k", k=None)
-    refused(r"tensor k is \[2, 2, 9, 7\]", k=good["k"][..., :7])
-    refused("q has 3 heads, k 2", q=good["q"][:, :3])
+    refused(r"^k: is \[2, 2, 9, 7\]", k=good["k"][..., :7])
+    refused("^q: has 3 heads, k 2", q=good["q"][:, :3])
     refused("q: dtype torch.complex64", q=good["q"].to(torch.complex64))
-    refused("tensor q is I32", q=good["q"].to(torch.int32))
+    refused("^q: is I32", q=good["q"].to(torch.int32))
     refused("layout meta|meta", q=good["q"].to("meta"))
     refused("sparse", q=good["q"].to_sparse())
     refused("6 extents, not 1 to 4|extents", q=good["q"][None, None])
     refused("causal: 1 is neither True nor False", causal=1)
     refused("scale: nan is no finite number", scale=math.nan)
-    refused("scale = inf is not a finite number", scale=1e300)
+    refused("^scale: inf is not a finite number", scale=1e300)
     refused("softcap: 'x'", softcap="x")
     refused("window: \\(1, 2, 3\\)", window=(1, 2, 3))
-    refused("window=-7", window=(-7, 2))
+    refused("^window: -7", window=(-7, 2))
     refused("offset: 'begin'", offset="begin")
+    refused("offset: 1.5 is neither a whole number, nor 'end', nor a tensor", offset=1.5)
+    refused("offset: True is neither a whole number", offset=True)
+    refused("window: True is no pair", window=True)
+    refused("scale: True is no finite number", scale=True)
+    refused("scale: .*True.* is no finite number", scale=torch.tensor(True))
+    refused("scale: tensor", scale=torch.tensor([0.5]))
+    refused("scale: tensor", scale=torch.tensor(0.5, device="meta"))
+    refused("causal: tensor", causal=torch.tensor(1))
     refused("layout: 'bsdh'", layout="bsdh")
     refused("lse_base: 'e'", lse_base="e")
-    refused("dropout_seed: None", dropout=0.5)
+    refused("dropout_seed: None", dropout=0.5, dropout_seed=None)
     refused("threads: -1", threads=-1)
     refused("rows: 1.5", rows=1.5)
-    refused("tensor lse has shape", lse=good["lse"][0])
-    refused("mask|keep", mask=torch.ones(5, dtype=torch.bool))
-    refused("keep is F32", mask=torch.ones(9, 9))
-    refused("holds 10", lengths=torch.tensor([10, 1]))
-    refused("tensor lengths has 3", lengths=torch.tensor([1, 1, 1]))
-    refused("tensor o is", o=o[:1])
-    with pytest.raises(TypeError):
-        assay.assert_attention(o, **good, tolerance=1e-3)  # there is none
+    refused("^lse: has shape", lse=good["lse"][0])
+    refused(r"^mask: has shape \[5\]", mask=torch.ones(5, dtype=torch.bool))
+    refused("^mask: is F32", mask=torch.ones(9, 9))
+    refused("^mask: object is no tensor", mask=object())
+    refused("^store: expected one of f64", store="f9")
+    refused("^lengths: holds 10", lengths=torch.tensor([10, 1]))
+    refused("^lengths: has 3", lengths=torch.tensor([1, 1, 1]))
+    refused("^o: is ", o=o[:1])
+    refused("^q: is missing; ", q=None)
+    refused("^o: is missing; ", o=None)
+    refused("^o: f32 .* has 3 axes, and q has 4", o=o[0], **one_batch(good))
+    refused(
+        r"^q: f32 \[2, 4, 9, 0\] on cpu has no element: axis 3, columns, is 0",
+        q=good["q"][..., :0],
+        k=good["k"][..., :0],
+    )
+    refused("^q: .*: axis 1, positions, is 0", q=good["q"][:, :0], layout="bshd")
+    for name in ("a\nb", "\x1b[31m", 3):
+        refused("^name: .* is no text of printable characters", name=name)
+    segments = torch.zeros(2, 9, dtype=torch.int32)
+    refused("^query_segment: query_segment and key_segment must come", query_segment=segments)
+    refused("^save: /nonexistent/x: No such file", o=o + 1, save="/nonexistent/x")
+    refused("^save: 3 is no path", o=o + 1, save=3)
+    refused("tolerance: is no keyword of assert_attention; here it is arithmetic", tolerance=1e-3)
+
+
+def test_a_masked_array_is_refused(small):
+    np = pytest.importorskip("numpy")
+    q = np.ma.masked_array(small["q"].numpy(), mask=small["q"].numpy() > 1)
+    with pytest.raises(assay.InputError, match="q: a masked array of numpy") as error:
+        assay.assert_attention(**{**small, "q": q})
+    assert error.value.argument == "q"
+
+
+def test_any_name_can_be_kept(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("ASSAY_SAVE", str(tmp_path))
+    with pytest.raises(assay.Failure):
+        assay.assert_attention(small.pop("o") + 1, **small, name="mine/" + "x" * 300)
+    (saved,) = tmp_path.iterdir()
+    assert saved.name.startswith("mine_xxx")
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(small):
+    np = pytest.importorskip("numpy")
+    torch.manual_seed(3)
+    q, k, v = small["q"], small["k"], small["v"]
+    o, lse = right_torch(q, k, v, causal=True, scale=0.25)
+    asked = dict(q=q, k=k, v=v, lse=lse)
+    for number in (np.float32, np.float64, np.asarray, torch.tensor):
+        assay.assert_attention(o, **asked, causal=np.bool_(True), scale=number(0.25))
+    for number in (np.int64, np.int32, torch.tensor):
+        far, none = number(100), number(0)
+        assay.assert_attention(
+            o,
+            **asked,
+            causal=True,
+            scale=0.25,
+            window=(far, far),
+            offset=none,
+            softcap=none,
+            dropout=none,
+            threads=number(1),
+            arithmetic={"weight_bits": number(16), "exp_ulp": np.float32(2)},
+        )
+        assay.assert_attention(o, **asked, causal=True, scale=0.25, window=far)
+    with pytest.raises(assay.InputError, match="causal: 1 is neither True nor False"):
+        assay.assert_attention(o, **asked, causal=1)
+
+
+def test_calls_that_do_not_fit_are_refused_by_name(small):
+    o, q, k, v = (small[name] for name in "oqkv")
+    asked = dict(q=q, k=k, v=v)
+    attention, backward = assay.assert_attention, assay.assert_backward
+    decode, product, kernel = assay.assert_decode, assay.assert_product, assay.kernel
+    for call, argument, words in (
+        (lambda: attention(o, **asked, casual=True), "casual", "did you mean causal?"),
+        (lambda: attention(o, **asked, is_causal=True), "is_causal", "here it is causal"),
+        (lambda: attention(o, **asked, sm_scale=1.0), "sm_scale", "here it is scale"),
+        (lambda: attention(o, **asked, attn_mask=None), "attn_mask", "here it is mask (boolean, "),
+        (lambda: attention(o, **asked, zebra=1), "zebra", "there are o, q, k, v, lse, causal, "),
+        (lambda: attention(o, q=q, k=k), "v", "is missing; assert_attention needs o, q, k, v"),
+        (lambda: attention(o, q, k, v), "q", "is given by position; assert_attention takes o so"),
+        (lambda: attention(o, o=o, **asked), "o", "is given by position and by name"),
+        (lambda: backward(q, k, v, o=o, **asked, dout=o), "dout", "here it is do"),
+        (lambda: backward(q, k, v, o=o, do=o, **asked, casual=1), "casual", "did you mean causal?"),
+        (lambda: decode(o, q=q, k_cache=k), "k_cache", "here it is k_pages"),
+        (
+            lambda: decode(o, q=q, k_pages=k, v_pages=v, block_table=None),
+            "lengths",
+            "is missing; assert_decode needs o, q, k_pages, v_pages, block_table, lengths",
+        ),
+        (lambda: product(o, w="int4", code=q), "code", "did you mean codes?"),
+        (lambda: kernel("attention", dtype=("f16",)), "dtype", "did you mean dtypes?"),
+        (lambda: kernel("attention", "cpu"), "device", "takes operation so"),
+        (lambda: assay.record("x", qq=q), "qq", "did you mean q?"),
+        (lambda: assay.record("x", output=o), "output", "here it is o"),
+        (lambda: assay.check(right_torch, suit="tiny"), "suit", "did you mean suite?"),
+        (lambda: assay.verify("x", thread=1), "thread", "did you mean threads?"),
+        (
+            lambda: assay.identify(right_torch),
+            "dtype",
+            "is missing; identify needs function, dtype",
+        ),
+    ):
+        with pytest.raises(assay.InputError, match=re.escape(words)) as error:
+            call()
+        assert error.value.argument == argument and str(error.value).startswith(argument + ": ")
 
 
 def test_help_is_a_manual():
     import pydoc
 
     text = pydoc.render_doc(assay, renderer=pydoc.plaintext)
+    assert "    assert_attention(o: 'Any', *, q: 'Any', k: 'Any', v: 'Any', lse" in text
+    assert "    kernel(operation: 'str' = 'attention', **options: 'Any')" in text
     for name in (n for n in assay.__all__ if not n.startswith("_")):
         assert name in text, name
         value = getattr(assay, name)

@@ -1,5 +1,6 @@
 """`pip install .`: what is missing is said in words. python.wheel tries the rest."""
 
+import _ctypes
 import os
 import re
 import shutil
@@ -59,6 +60,30 @@ def test_what_is_missing_is_said(checkout):
     assert "assay: ASSAY_WHEEL_LIBRARY=none.so: there is no such file" in told
     (checkout / "CMakeLists.txt").unlink()
     assert f"assay: {checkout} is no checkout" in built(checkout)
+
+
+def test_a_library_that_is_none_of_the_judge_is_named(tmp_path):
+    text = tmp_path / "text.so"
+    text.write_text("no library")
+    for library, words in (
+        (text, "is no judge's library (libassay_judge.so): "),
+        (tmp_path, "is no judge's library (libassay_judge.so): "),
+        (_ctypes.__file__, "undefined symbol: assay_judge_version"),
+        (tmp_path / "none.so", "is not there"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", "import assay"],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT / "python"),
+                "ASSAY_JUDGE_LIBRARY": str(library),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("ImportError: ") and words in last, last
+        assert str(library) in last and "ASSAY_JUDGE_LIBRARY" in last, last
 
 
 def test_the_packages_are_those_of_a_checkout():

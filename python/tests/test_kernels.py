@@ -1,11 +1,17 @@
 """Functions as kernels: what their signatures say, how they are called, and what a run reports."""
 
+import functools
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
 import assay
 from assay._library import facts, parse
+from assay._report import failure_text
 
 torch = pytest.importorskip("torch")
 
@@ -46,6 +52,8 @@ def test_what_a_signature_says():
         (lambda: attention(3), "is no function"),
         (lambda: attention(lambda q, k: q), "takes 2 tensors by position"),
         (lambda: attention(lambda q, k, v, *, tau: q), "argument 'tau' without a default"),
+        (lambda: attention(lambda q, k, v, is_causal: q), "no attention gives; here it is causal"),
+        (lambda: attention(lambda q, k, v, softcp: q), "no attention gives; did you mean softcap"),
         (lambda: attention(lambda q, k, v, *, dropout: q), "'dropout' alone"),
         (lambda: assay.kernel("atention")(right_torch), "'atention' is none of"),
         (lambda: assay.kernel(right_torch), "write @assay.kernel"),
@@ -56,7 +64,9 @@ def test_what_a_signature_says():
         (lambda: attention(gradients="jvp"), "gradients: 'jvp'"),
         (lambda: attention(device="cuda:77").features, "device: 'cuda:77'"),
         (lambda: assay.check(kernels.mine), "one of suite= and case="),
-        (lambda: assay.check(kernels.mine, suite="smoke", case=FORWARD), "one of suite= and case="),
+        (lambda: assay.check(kernels.mine, suite="smoke", case=FORWARD), "both suite= and case="),
+        (lambda: attention(dtypes=()), "dtypes: () holds no dtype"),
+        (lambda: attention(name="a\nb"), "name: 'a.*' is no text of printable"),
         (lambda: assay.check(kernels.mine, suite="smock"), "unknown suite 'smock'"),
         (lambda: assay.check(kernels.mine, suite="smoke", seed=-1), "seed: -1"),
         (lambda: assay.check(kernels.mine, case="attention b=x"), "expected an integer"),
@@ -64,8 +74,38 @@ def test_what_a_signature_says():
     ],
 )
 def test_bad_input_is_refused_by_name(make, words):
-    with pytest.raises(assay.InputError, match=words.replace("(", r"\(")):
+    with pytest.raises(assay.InputError, match=words.replace("(", r"\(").replace(")", r"\)")):
         make()
+
+
+def test_a_module_takes_what_its_forward_takes():
+    class Module(torch.nn.Module):
+        def forward(self, q, k, v, causal=False):
+            return right_torch(q, k, v, causal=causal)[0]
+
+    class Anything(torch.nn.Module):
+        def forward(self, *tensors):
+            return right_torch(*tensors)[0]
+
+    assert "causal" in attention(Module()).features and "scale" not in attention(Module()).features
+    assert attention(Module()).judge("attention b=1 h=1 l=3 d=4 causal")["outcome"] == "pass"
+    assert "causal" not in attention(Anything()).features
+    assert attention(Anything()).judge("attention b=1 h=1 l=3 d=4")["outcome"] == "pass"
+
+    class Foreign(torch.nn.Module):
+        def forward(self, q, k, v, is_causal):
+            return q
+
+    with pytest.raises(assay.InputError, match="'is_causal' without .* here it is causal"):
+        attention(Foreign())
+
+
+def test_a_suite_without_caches_is_no_suite_of_a_decoding_kernel():
+    kernel = assay.kernel("decode", framework="torch")(lambda q, k, v, table, lengths: q)
+    with pytest.raises(assay.InputError, match="suite: 'decode' has no case with a .*'caches' has"):
+        assay.check(kernel, suite="decode")
+    kernel = assay.kernel("decode", framework="torch", dtypes=("f64",))(kernel.function)
+    assert not assay.check(kernel, suite="caches", shrink=False).results  # none for its dtype
 
 
 def test_a_right_kernel_passes():
@@ -278,6 +318,20 @@ def test_products():
     assert product.judge("product m=3 n=8 k=32 w=mxfp4")["reason"] == "w=mxfp4"
 
 
+@pytest.mark.parametrize("w, group", [("mxfp4", 32), ("nvfp4", 16), ("fp4", 128), ("f8e4m3:0", 0)])
+def test_the_group_of_a_format_is_told(w, group):
+    told = []
+
+    @assay.kernel("product", framework="torch")
+    def product(a, codes, *, group):
+        told.append(group)
+        raise NotImplementedError
+
+    line = f"product m=3 n=16 k=128 w={w}"
+    product.judge(line)
+    assert told == [group] and assay.Case(line).inputs("torch")["group"] == group
+
+
 def test_numpy_kernels():
     np = pytest.importorskip("numpy")
 
@@ -403,7 +457,12 @@ def test_a_declared_arithmetic_is_that_of_every_case():
     result = strict.judge("attention b=1 h=1 l=4 d=4 causal")
     assert result["outcome"] == "fail" and "fp32 weights" in result["contract"]
     with pytest.raises(assay.InputError, match="which is none for f32: fp32 accumulation"):
-        attention(arithmetic="quick").judge(FORWARD)
+        attention(arithmetic="quick")
+    with pytest.raises(assay.InputError, match="none for bf16: fp32 accumulation, fp32 weights"):
+        attention(arithmetic="fp32 accumulation, weights in f16", dtypes=("bf16", "f32"))
+    with pytest.raises(assay.InputError, match="^arithmetic: 'weights=3' is no FIELD=NUMBER"):
+        attention(arithmetic={"weights": 3})
+    assert attention(arithmetic="fp32 accumulation, weights in f16").arithmetic
     with pytest.raises(assay.InputError, match="says how attention is computed"):
         assay.kernel("product", arithmetic="quick")(lambda a, codes: a)
 
@@ -450,6 +509,55 @@ def test_a_process_of_its_own():
     assert "did not finish within 5 s" in report.results[0]["reason"]
     with pytest.raises(assay.InputError, match="isolate"):
         assay.check(lambda q, k, v: q, case=fine, isolate=True)
+
+
+SCRIPT = """
+import assay, torch
+
+@assay.kernel("attention", framework="torch")
+def mine(q, k, v):
+    return q
+
+print("loaded", flush=True)
+assay.check(mine, case=["attention b=1 h=1 l=2 d=1"] * 50, isolate=True)
+"""
+
+
+def test_a_process_of_its_own_starts_no_other(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, told = process.communicate(timeout=60)
+        last = told.splitlines()[-1]
+        assert process.returncode == 1 and "InputError: isolate: " in last, told
+        assert 'put the call under `if __name__ == "__main__":` (' + str(script) in last
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert told.count("loaded") == 1  # what the worker's file prints is no answer
+
+
+def test_a_file_that_cannot_be_loaded_again_is_one_error(tmp_path, monkeypatch):
+    (tmp_path / "once.py").write_text(
+        "import os, assay\nos.mkdir('made')\nmine = assay.kernel('attention')(lambda q, k, v: q)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    import once
+
+    with pytest.raises(assay.InputError, match="once.py: FileExistsError"):
+        assay.check(once.mine, case=["attention b=1 h=1 l=2 d=1"] * 3, isolate=True)
+    with pytest.raises(assay.InputError, match="is no function at the top of a file"):
+        assay.check(functools.partial(right_torch), case=FORWARD, isolate=True)
 
 
 def test_a_scale_of_two_roots_is_typical_of_fp32():
@@ -533,6 +641,35 @@ def test_a_report_tells_failures_of_one_cause_once():
         report.raise_for_failures()
     assert "all 14 failing cases have causal" in str(raised.value)
     assert "looks like: the causal" in report._repr_html_()
+
+
+def test_a_ratio_above_one_is_not_written_as_one():
+    from assay._report import _times
+
+    for ratio, text in (
+        (1.003, "1.003"),
+        (1.0002, "1.0002"),
+        (1 + 2**-52, "1.0000000000000002"),
+        (1.0, "1"),
+        (0.99999, "1"),
+        (2.5, "2.5"),
+        (13.6123, "13.6"),
+        (1e30, "1e+30"),
+    ):
+        assert _times(ratio) == text
+
+
+def test_that_no_cause_was_found_comes_last():
+    result = kernels.raises.judge(FORWARD)
+    result["diagnosis"] = {"explanations": [], "tried": 117}
+    none = failure_text("mine", result, "again").splitlines()
+    assert none[-2:] == [
+        "  reproduce again",
+        "  looks like none of 117 known faults that would show",
+    ]
+    result["diagnosis"]["explanations"] = [{"words": "a fault"}]
+    found = failure_text("mine", result, "again").splitlines()
+    assert found[-2:] == ["  looks like: a fault", "  reproduce again"]
 
 
 def test_places_of_elements():

@@ -84,6 +84,45 @@ def test_a_failure_by_evidence_shows_it(run):
     run(text, *asked, "--assay-evidence=off").assert_outcomes(passed=2)
 
 
+ASSERTIONS = """
+import assay, pytest, torch
+from kernels import late_by_one, right_torch
+
+q = torch.ones(1, 1, 3, 2)
+
+def test_tensors():
+    assay.assert_attention(q + 1, q=q, k=q, v=q)
+
+def test_bad_input():
+    assay.assert_attention(q, q=q, k=q, v=q, scale="x")
+
+def test_bad_tensor():
+    assay.assert_attention(q, q=q.double(), k=q, v=q)
+
+def test_typo():
+    assay.assert_attention(q, q=q, k=q, v=q, casual=True)
+
+def test_report():
+    report = assay.check(late_by_one, case="attention b=1 h=1 l=3 d=4 causal", shrink=False)
+    report.raise_for_failures()
+
+def test_kernel():
+    late_by_one.check("attention b=1 h=1 l=3 d=4 causal")
+
+def test_case():
+    assay.Case("attention b=1 h=1 l=3 d=4").check(o=torch.zeros(1, 1, 3, 4))
+"""
+
+
+def test_a_failure_shows_no_code_of_assay(run):
+    result = run(ASSERTIONS)
+    result.assert_outcomes(failed=7)
+    for line in result.outlines:
+        assert "assay/_" not in line and "raise " not in line.replace(
+            "raise_for_failures", ""
+        ), line
+
+
 def test_seeds_change_the_inputs(run):
     first, second = (
         run(KERNELS, "--assay=tiny", f"--assay-seed={seed}", "--collect-only", "-q").outlines
