@@ -115,6 +115,38 @@ def test_a_right_kernel_passes():
     assert report.results[0]["elements"]["compared"]["LSE"] == 2 * 4 * 7
 
 
+@assay.kernel("attention", framework="torch", dtypes=("bf16",), gradients="autograd", lse=False)
+def eager(q, k, v, *, causal, scale):
+    """Attention as models write it out: every tensor between two operations is in bf16."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+
+    def product(a, b):  # as on a GPU: torch 1.13 adds in bf16 on a CPU
+        return (a.float() @ b.float()).to(q.dtype)
+
+    scores = (product(q, k.transpose(-2, -1)).float() * scale).to(q.dtype)
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(later, -float("inf"))
+    return product(torch.softmax(scores.float(), -1).to(q.dtype), v)
+
+
+# Scores that are stored before the scale and after it, and gradients of weights that are stored,
+# show where no other rounding hides them.
+@pytest.mark.parametrize(
+    "line",
+    [
+        "attention b=2 h=3/1 l=96 d=24 dtype=bf16 causal scores=tile-peaks seed=15",
+        "backward b=3 h=5 l=130x257 d=32 dtype=bf16 causal scores=signed-zeros"
+        " grad=signed-zeros seed=5",
+        "backward b=1 h=2 l=77 d=80/48 dtype=bf16 causal values=ones grad=ramp seed=1",
+    ],
+)
+def test_an_eager_kernel_in_bf16_passes(line):
+    result = eager.judge(line)
+    assert result["outcome"] == "pass", result["reason"]
+
+
 def test_the_function_gets_what_the_line_says():
     seen = []
 
