@@ -39,7 +39,8 @@ export class Bench {
     this.browser = await puppeteer.launch({
       executablePath: chromium,
       args: ['--no-sandbox'],
-      protocolTimeout: 120000,
+      // All limits here are ends: beside other builds a browser has waited for minutes.
+      protocolTimeout: 600000,
     });
     await this.browser
       .defaultBrowserContext()
@@ -127,7 +128,7 @@ export const texts = (page, selector) =>
 export const text = (page, selector) => page.$eval(selector, (e) => e.textContent.trim());
 // This waits by the clock, because a page that is not in front has no frames at which it could ask.
 export const until = (page, what, ...args) =>
-  page.waitForFunction(what, { timeout: 8000, polling: 50 }, ...args);
+  page.waitForFunction(what, { timeout: 60000, polling: 50 }, ...args);
 export const shown = (page, selector) =>
   page.$$eval(selector, (all) => all.filter((e) => e.checkVisibility()).length);
 
@@ -164,7 +165,7 @@ export async function drawAll(page) {
     await framed();
     return missing;
   };
-  for (const end = Date.now() + 60000; ; ) {
+  for (const end = Date.now() + 300000; ; ) {
     await page.bringToFront();
     const missing = await page.evaluate(pass);
     if (missing === 0 || (await page.evaluate(drawn))) return until(page, drawn);
