@@ -50,6 +50,11 @@ def mine(q, k, v, *, scale):
 
 report = assay.check(mine, case=["attention b=2 h=4/2 l=3x5 d=4/6", "attention b=1 h=1 l=2 d=3 scale=2"], threads=2)
 report.raise_for_failures()
+# What lies beside the judge is what was loaded, and not what this machine has as well.
+beside = os.path.join(os.path.dirname(assay.__file__), "lib")
+for line in open("/proc/self/maps"):
+    path = line.split(maxsplit=5)[5].strip() if line.count("/") else ""
+    assert os.path.basename(path) not in os.listdir(beside) or path.startswith(beside), path
 # No thread stays behind; oneTBB, with which a checkout is built, keeps its own.
 with_tbb = any(name.startswith("libtbb") for name in os.listdir(os.path.join(os.path.dirname(assay.__file__), "lib")))
 assert threading.active_count() == 1 and (with_tbb or len(os.listdir("/proc/self/task")) == 1)
