@@ -97,8 +97,8 @@ struct Fits {
   bool explains() const {
     return !given.empty() && given.excess() <= 1 && (leaves_half() || are_the_steps());
   }
-  // Of a fault that may lie in any part of the output, more is asked: the errors are the step to the
-  // prediction, neither a part of it nor more.
+  // Of a fault that may lie in any part of the output, more is asked: the errors are the step to
+  // the prediction, neither a part of it nor more.
   bool explains_a_part() const {
     return explains() && leaves_half() &&
            (step_ == 0 || std::fabs(along_ / step_ - 1) <= off_the_step);
