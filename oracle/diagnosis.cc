@@ -418,20 +418,21 @@ class Attempts {
     Diagnosis d = explain([&](Trials<Prediction>& trials) {
       all([&](const Hypothesis& h) { attempt(trials, h, &Attempts::attempt_everywhere); });
     });
-    if (d.explanations.empty())
-      add(d, explain([&](Trials<Prediction>& trials) {
+    if (!is_clear(d))
+      add_rarer(
+          d, explain([&](Trials<Prediction>& trials) {
             rarer([&](const Hypothesis& h) { attempt(trials, h, &Attempts::attempt_everywhere); });
             suspect(trials, &Attempts::attempt_everywhere);
           }));
     if (d.explanations.empty() && std::ssize(failing_) < attentions_.rows())
-      add(d, explain([&](Trials<Prediction>& trials) {
-            const auto in_some_rows = [&](const Hypothesis& h) {
-              attempt(trials, h, &Attempts::attempt_in_some_rows);
-            };
-            all(in_some_rows);
-            rarer(in_some_rows);
-            suspect(trials, &Attempts::attempt_in_some_rows);
-          }));
+      add_rarer(d, explain([&](Trials<Prediction>& trials) {
+                  const auto in_some_rows = [&](const Hypothesis& h) {
+                    attempt(trials, h, &Attempts::attempt_in_some_rows);
+                  };
+                  all(in_some_rows);
+                  rarer(in_some_rows);
+                  suspect(trials, &Attempts::attempt_in_some_rows);
+                }));
     if (d.explanations.empty() && replicates_ && out_.lse)
       d.explanations =
           told_products(attentions_, problem_, out_, ladder_.front(), right_, options_);
@@ -470,10 +471,6 @@ class Attempts {
       for (const Contract& c : ladder_)
         if (take(c.name, fits(x, typical_by_replicates(x, c, options_)))) return;
     });
-  }
-  static void add(Diagnosis& d, Diagnosis found) {
-    d.explanations = std::move(found.explanations);
-    d.tried += found.tried;
   }
   Fits fits(const Prediction& x, const Typical& typical) const {
     return fits_of(x, right_, typical, out_.o.dtype, bool{out_.lse});

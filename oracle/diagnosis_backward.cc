@@ -613,16 +613,13 @@ class GradientAttempts {
             add(trials, h.name, words + ", and weights above 1 are 1", sums_.compute(f));
           });
     });
-    if (d.explanations.empty()) {
-      Diagnosis found = explain([&](Trials<GroupSums>& trials) {
-        for (GradientSuspicion& s :
-             gradient_suspicions_of(group_, problem_.shape, right_, sums_.terms()))
-          add(trials, s.name, std::move(s.words), std::move(s.sums));
-        attempt_in_places(trials);
-      });
-      d.explanations = std::move(found.explanations);
-      d.tried += found.tried;
-    }
+    if (!is_clear(d))
+      add_rarer(d, explain([&](Trials<GroupSums>& trials) {
+                  for (GradientSuspicion& s :
+                       gradient_suspicions_of(group_, problem_.shape, right_, sums_.terms()))
+                    add(trials, s.name, std::move(s.words), std::move(s.sums));
+                  attempt_in_places(trials);
+                }));
     if (d.explanations.empty() && is_replicated())
       d.explanations = coarser_arithmetics(problem_, {input_.o, input_.lse}, group_, sums_, right_,
                                            ladder_.front(), typical_of(0));

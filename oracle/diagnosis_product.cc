@@ -548,23 +548,23 @@ class ProductAttempts {
     Diagnosis d = explain([&](Trials<ProductPrediction>& trials) {
       for (const ProductHypothesis& h : hypotheses) attempt(trials, h);
     });
-    if (!d.explanations.empty()) return d;
-    const Index before = d.tried;
-    d = explain([&](Trials<ProductPrediction>& trials) {
-      for (const ProductHypothesis& h : rarer_hypotheses) attempt(trials, h);
-      attempt_written(sample_, got_, right_.exact, unaltered_,
-                      [&](std::string_view name, std::string words, const AlteredProduct& a) {
-                        add(trials, name, std::move(words), product_of(reading_, a, sample_));
-                      });
-      for_each_misplaced(sample_, got_, right_.exact, [&](std::string words, const RowMajor& x) {
-        add(trials, "product-misplaced", std::move(words), x);
-      });
-      const WrongPart part = wrong_part(sample_, got_, right_.exact, typical_of(0));
-      if (part.is_all()) return;
-      for (const ProductHypothesis& h : hypotheses) attempt(trials, h, &part);
-      for (const ProductHypothesis& h : rarer_hypotheses) attempt(trials, h, &part);
-    });
-    d.tried += before;
+    if (is_clear(d)) return d;
+    add_rarer(d, explain([&](Trials<ProductPrediction>& trials) {
+                for (const ProductHypothesis& h : rarer_hypotheses) attempt(trials, h);
+                attempt_written(
+                    sample_, got_, right_.exact, unaltered_,
+                    [&](std::string_view name, std::string words, const AlteredProduct& a) {
+                      add(trials, name, std::move(words), product_of(reading_, a, sample_));
+                    });
+                for_each_misplaced(sample_, got_, right_.exact,
+                                   [&](std::string words, const RowMajor& x) {
+                                     add(trials, "product-misplaced", std::move(words), x);
+                                   });
+                const WrongPart part = wrong_part(sample_, got_, right_.exact, typical_of(0));
+                if (part.is_all()) return;
+                for (const ProductHypothesis& h : hypotheses) attempt(trials, h, &part);
+                for (const ProductHypothesis& h : rarer_hypotheses) attempt(trials, h, &part);
+              }));
     return d;
   }
 

@@ -144,6 +144,22 @@ inline Explanation explanation_of(std::string_view hypothesis, std::string words
   return {std::string(hypothesis), std::move(words),     std::move(same),   std::move(arithmetic),
           fits.given.median(),     fits.given.largest(), fits.given.limit()};
 }
+// What an explanation leaves, in units of the limit.
+inline double excess_of(const Explanation& e) { return e.limit > 0 ? e.largest / e.limit : 0; }
+// Whether no other explanation has to be looked for: what this one leaves is far inside the limit.
+inline bool is_clear(const Diagnosis& d) {
+  constexpr double far_inside = 0.5;
+  return !d.explanations.empty() && excess_of(d.explanations.front()) <= far_inside;
+}
+// Adds what was tried next. Rarer explanations, some of which have a number that was read from the
+// errors, count only if they leave less than half.
+inline void add_rarer(Diagnosis& d, Diagnosis found) {
+  d.tried += found.tried;
+  if (found.explanations.empty()) return;
+  if (d.explanations.empty() ||
+      excess_of(found.explanations.front()) < excess_of(d.explanations.front()) / 2)
+    d.explanations = std::move(found.explanations);
+}
 // Puts the coarser arithmetic first whose typical errors are nearest to those that were given.
 inline void sort_by_size(std::vector<Explanation>& explanations) {
   std::ranges::stable_sort(explanations, {},

@@ -516,6 +516,8 @@ TEST(Mistakes, WhatStandsInPlaceOfGradientsIsNamed) {
          change_elements(out.dq, times(2));
          change_elements(out.dv, times(0.5));
        }},
+      {"gradient-factor", "dQ is 1.01 times what it should be",
+       [&](const GradientOutputs& out) { change_elements(out.dq, times(1.01)); }},
       {"gradient-factor", "dV is 0",
        [&](const GradientOutputs& out) { change_elements(out.dv, times(0)); }},
       {"gradient-rows-zero", "dV of key 41 and on is 0",
