@@ -157,7 +157,7 @@ struct WrongRow {
   bool keeps(Index j) const { return block().kept.empty() || block().kept[block().pair(r, j)]; }
 };
 
-// Those whose errors are numbers, the furthest from typical first.
+// Those that see keys and whose errors are numbers, the furthest from typical first.
 std::vector<WrongRow> wrong_rows(const ComparedRows& x) {
   std::vector<WrongRow> all;
   for (const Index at : x.failing) {
@@ -168,7 +168,7 @@ std::vector<WrongRow> wrong_rows(const ComparedRows& x) {
     const auto head = std::ranges::find_if(x.rows.heads, [&](const EvidenceHead& h) {
       return from >= h.first && from < h.first + h.rows();
     });
-    all.push_back({*head, from - head->first, o, error});
+    if (head->block.count > 0) all.push_back({*head, from - head->first, o, error});
   }
   return all;
 }

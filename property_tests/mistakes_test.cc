@@ -709,6 +709,20 @@ TEST(Mistakes, OfProductsAreNamed) {
   }
 }
 
+// There is no key, or no row sees one, from which anything could be read.
+TEST(Mistakes, OfRowsWithoutKeysReadNothing) {
+  for (const char* line :
+       {"attention b=1 h=2 l=5x0 d=8", "attention b=2 h=2 l=5x9 d=8 lengths=0,9",
+        "attention b=1 h=2 l=5x9 d=8 bias=minus-infinity", "attention b=1 h=1 l=5 d=1"}) {
+    const Diagnosis d = diagnosis_of({}, line, [](const TensorView& o) {
+      for_each_index(o.shape, [&](Index b, Index h, Index i, Index c) {
+        store(o, o.at(b, h, i, c), 0.5 + static_cast<double>(c));
+      });
+    });
+    EXPECT_TRUE(d.was_asked()) << line;
+  }
+}
+
 TEST(Mistakes, OfReadingIntegersAreNamed) {
   const Diagnosis ignored =
       diagnosis_of_product("product m=20 n=40 k=128 dtype=f32 w=int8:32", {}, {}, [](LowBitView w) {
