@@ -288,9 +288,8 @@ def test_what_is_not_done_is_unsupported():
 
 
 def test_bad_input_is_refused_by_name():
-    assert (
-        "mine.py has no 'mine'; its kernels are declares, picky, fine"
-        in check("--python", "mine.py::mine", status=2)
+    assert "mine.py has no 'mine'; its kernels are declares, picky, fine" in check(
+        "--python", "mine.py::mine", status=2
     )
     assert "none.py: there is no such file" in check("--python", "none.py::mine", status=2)
     assert "is not FILE.py::function" in check("--python", "mine.py", status=2)
