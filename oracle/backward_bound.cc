@@ -300,8 +300,11 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
 
   const L dp_absolute = load_as<L>(t.dp_absolute + j);
   Erring<L> ds = score_gradient(n, p, difference(n, t, load_as<L>(t.dp + j), dp_absolute));
-  const L cast_of_bias = n.stores_dp ? n.cast_of_dp.error(absolute(ds.value) + ds.error) : zero;
-  const L to_bias = in_sum_of_kernel(ds, cast_of_bias, n.kernel.bias);
+  // bounds_backward.md, 4, Stored dP: the cast of dS before it is scaled; dBias is made of it.
+  const L stored_ds =
+      n.stores_dp ? n.terms[Term::stored_twice] * n.cast_of_dp.error(absolute(ds.value) + ds.error)
+                  : zero;
+  const L to_bias = in_sum_of_kernel(ds, stored_ds, n.kernel.bias);
   store_lanes(out.ds + j, ds.value);
   store_lanes(out.to_bias + j, where_live(to_bias));
   compare(in_sum_of_oracle(ds, n.oracle.bias), to_bias);

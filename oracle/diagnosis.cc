@@ -525,7 +525,9 @@ class Attempts {
       }
       const double step = rms_error(x.exact.o.row(at), right_.exact.o.row(at));
       const Index from = right_.taken[usize(at)];
-      if (known == Foreseen::wrong || !(step <= limit * typical_.o(from)))
+      const bool shows_in_lse = out_.lse && !(error_of(x.exact.lse(at), right_.exact.lse(at)) <=
+                                              lse_limit * typical_.lse(from));
+      if (known == Foreseen::wrong || !(step <= limit * typical_.o(from)) || shows_in_lse)
         spared.push_back(attentions_.place(at));
       known = Foreseen::nothing;
     }

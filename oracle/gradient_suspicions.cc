@@ -113,11 +113,8 @@ class Written {
       x.value[n].row(r) = right_.value[n].row(m.from[usize(r)]);
       x.gauge[n](r) = right_.gauge[n](m.from[usize(r)]);
     }
-    return words_of(m,
-                    n == 0 && s_.group() > 1 ? "row of all heads"
-                    : n == 0                 ? "row"
-                                             : "key",
-                    output(n));
+    const std::string words = words_of(m, n == 0 ? "row" : "key", output(n));
+    return n == 0 && s_.group() > 1 ? words + " (counted through the heads of the group)" : words;
   }
 
   std::string move_columns(std::size_t n, GroupSums& x) const {

@@ -349,8 +349,8 @@ void suspect_keys(const ProjectedAttention& p, std::span<const WrongRow> rows,
       else if (values_alone)
         all.push_back({"values-misweighted",
                        m.factor == 0
-                           ? fmt::format("V of {} {} left out of P V", keys, are)
-                           : fmt::format("V of {} {} multiplied by {:.3g}", keys, are, m.factor),
+                           ? fmt::format("V of {} is left out of P V", keys)
+                           : fmt::format("V of {} is multiplied by {:.3g}", keys, m.factor),
                        alter});
       else
         all.push_back({"keys-misweighted",

@@ -381,7 +381,7 @@ TEST(Mistakes, RarerOnesAreNamedWithTheirKey) {
        {.key_times = [](Index j) { return j >= 37 ? 0.5 : 1; }},
        ""},
       {"values-misweighted",
-       "V of keys 16 to 31 are left out of P V",
+       "V of keys 16 to 31 is left out of P V",
        {.value_times = [](Index j) { return j / 16 == 1 ? 0.0 : 1; }},
        ""},
       {"values-misweighted",

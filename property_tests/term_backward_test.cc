@@ -167,7 +167,7 @@ class Kernel {
         const double p = c_.score_gradients_late ? cast(x.p) : x.p;
         double ds = with_floor(p * t);
         double& sum = bias[usize(j)];
-        sum = i == 0 ? ds : rounded(sum + ds);
+        sum = i == 0 ? stored(ds) : rounded(sum + stored(ds));
         if (s_.softcap > 0) ds = with_floor(ds * x.factor);
         const double g = cast_gradient(stored(ds));
         if (which == Gradients::dq && i == row) dq.push_back(g * s_.k(j, column));
@@ -637,6 +637,12 @@ const std::vector<Case>& cases() {
       {Term::stored_twice, Gradients::dq,
        [](Small& s, Contract& c) {
          opposite_values(s);
+         c.dp_dtype = Dtype::bf16;
+       }},
+      {Term::stored_twice, Gradients::d_bias,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         s.sums_bias = true;
          c.dp_dtype = Dtype::bf16;
        }},
       {Term::late_underflow, Gradients::dq,

@@ -56,7 +56,7 @@ for line in open("/proc/self/maps"):
     path = line.split(maxsplit=5)[5].strip() if line.count("/") else ""
     assert os.path.basename(path) not in os.listdir(beside) or path.startswith(beside), path
 # No thread stays behind; oneTBB, with which a checkout is built, keeps its own.
-with_tbb = any(name.startswith("libtbb") for name in os.listdir(os.path.join(os.path.dirname(assay.__file__), "lib")))
+with_tbb = any(name.startswith("libtbb") for name in os.listdir(beside))
 assert threading.active_count() == 1 and (with_tbb or len(os.listdir("/proc/self/task")) == 1)
 print(report)
 PY
