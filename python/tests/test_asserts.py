@@ -449,7 +449,9 @@ def test_help_is_a_manual():
     import pydoc
 
     text = pydoc.render_doc(assay, renderer=pydoc.plaintext)
-    assert "    assert_attention(o: 'Any', *, q: 'Any', k: 'Any', v: 'Any', lse" in text
+    # Python 3.13 gives each parameter of a long signature a line of its own.
+    signatures = " ".join(text.split()).replace("( ", "(")
+    assert " assert_attention(o: 'Any', *, q: 'Any', k: 'Any', v: 'Any', lse" in signatures
     assert "    kernel(operation: 'str' = 'attention', **options: 'Any')" in text
     for name in (n for n in assay.__all__ if not n.startswith("_")):
         assert name in text, name
