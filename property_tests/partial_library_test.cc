@@ -254,6 +254,35 @@ TEST_F(Library, WriterAndReaderAreJudgedTogether) {
   }
 }
 
+// What a wrong quantizer does is told from the bytes that it wrote.
+TEST_F(Library, FaultsOfQuantizersAreNamed) {
+  const std::string library = partial("partial_writers");
+  struct Named {
+    const char *kind, *fault, *words;
+  };
+  for (const Named& f :
+       {Named{"quantize-mxfp4", "ties-away", "ties are rounded away from zero"},
+        {"quantize-mxfp4", "wraps", "numbers beyond the largest code do not saturate"},
+        {"quantize-mxfp4", "ceil-for-floor", "scales follow the rule ceil, and floor is the one"},
+        {"quantize-mxfp4", "swapped", "pairs of codes have each other's place"},
+        {"quantize-mxfp4-rceil", "floor-for-rceil", "scales follow the rule floor, and rceil"},
+        {"quantize-mxfp4-even", "ceil-for-even", "scales follow the rule ceil, and even"},
+        {"quantize-mxfp8", "ties-away", "ties are rounded away from zero"},
+        {"quantize-nvfp4", "reciprocal", "multiplied by the inverse of the scale"},
+        {"quantize-nvfp4", "wraps", "numbers beyond the largest code do not saturate"},
+        {"quantize-int8", "reciprocal", "multiplied by the inverse of the scale"},
+        {"quantize-int8", "ties-away", "ties are rounded away from zero"},
+        {"quantize-int8", "truncated-zero", "right for the zero points that were written"}}) {
+    const std::string format = std::string(f.kind).substr(9, 5), w = format == "mxfp8"  ? "f8e4m3"
+                                                                     : format == "int8" ? "int8"
+                                                                                        : format;
+    const Variable kind("ASSAY_PARTIAL", f.kind), fault("ASSAY_PARTIAL_FAULT", f.fault);
+    const Ran r = check(library, "--case 'product m=2 n=24 k=200 w=" + w + "'");
+    EXPECT_EQ(r.status, 1) << f.kind << ' ' << f.fault << r.output;
+    EXPECT_THAT(r.output, HasSubstr(f.words)) << f.kind << ' ' << f.fault;
+  }
+}
+
 // Quantizers, dequantizers, writers of pages and products of codes are asked what they keep, and
 // which calls they refuse.
 TEST_F(Library, OperationsThatARuleGivesAreAskedWhatTheyKeepAndRefuse) {

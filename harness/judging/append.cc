@@ -230,7 +230,7 @@ class Appending : public KnownCall {
 JudgedBits judge_append(const Case& c, Candidate& candidate, const Inputs& in) {
   if (!c.cache || !candidate.abilities().append || !without_pages(c).empty()) return {};
   const Index stored = c.shape.batch * c.shape.kv_heads * c.shape.keys;
-  JudgedBits judged{true, stored * (c.shape.dim + c.shape.value_dim), {}};
+  JudgedBits judged{true, stored * (c.shape.dim + c.shape.value_dim), {}, {}};
   for (const std::byte filling : {std::byte{0xFF}, std::byte{0x11}}) {
     Pages pages{empty_pages(c, in, filling), empty_pages(c, in, filling)};
     const TensorView k = tokens_between(in.token_k.view(), 0, c.shape.keys),

@@ -27,15 +27,19 @@ inline constexpr Behaviour sums_otherwise{
 inline constexpr std::array behaviours = {adds_to_output, writes_beside, keeps_a_call,
                                           sums_otherwise};
 
-// Makes the behaviour the only explanation, because the other ones were found without it. Its limit
-// of s is 0, because it was not found by the size of errors.
+// Makes this the only explanation.
+inline void explain_by(Explanation e, Diagnosis& d) {
+  d.explanations = {std::move(e)};
+  d.rows_asked = std::max<Index>(d.rows_asked, 1);
+  d.not_asked.clear();
+}
+// A behaviour, because the other explanations were found without it. Its limit of s is 0, because
+// it was not found by the size of errors.
 inline void explain_by(const Behaviour& behaviour, Diagnosis& d) {
   Explanation e;
   e.hypothesis = behaviour.name;
   e.words = behaviour.words;
-  d.explanations = {std::move(e)};
-  d.rows_asked = std::max<Index>(d.rows_asked, 1);
-  d.not_asked.clear();
+  explain_by(std::move(e), d);
 }
 
 // Whether some element is a NaN that the candidate computed.

@@ -92,8 +92,10 @@ bool take_bits(const CaseRun& run, Output output, const JudgedBits& judged) {
     v.inside += judged.elements;
     v.exact += judged.elements;
   }
-  if (!judged.wrong.empty()) run.end(Outcome::fail, judged.wrong);
-  return judged.wrong.empty();
+  if (judged.wrong.empty()) return true;
+  if (judged.cause && run.options.diagnosis) explain_by(*judged.cause, run.result.diagnosis);
+  run.end(Outcome::fail, judged.wrong);
+  return false;
 }
 
 // Asks what is asked of an operation beside its bits. Returns whether nothing was wrong.

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,7 +20,8 @@ namespace assay {
 struct JudgedBits {
   bool asked = false;
   std::int64_t elements = 0;
-  std::string wrong;  // empty: every bit is that of the rule
+  std::string wrong;                 // empty: every bit is that of the rule
+  std::optional<Explanation> cause;  // what explains all that is wrong, if it is known
 };
 
 // A part of what a call writes, and how messages call it.

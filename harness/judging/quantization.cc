@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "harness/judging/guarded_call.h"
+#include "harness/judging/quantizer_faults.h"
 #include "oracle/low_bit_operands.h"
 
 namespace assay {
@@ -77,6 +78,12 @@ class Quantizing : public KnownCall {
             {"the tensor scale", std::as_writable_bytes(std::span(&bytes_.tensor_scale, 1))}};
   }
   std::string wrong() override { return compare_bytes(stored_, bytes_); }
+  // Nothing if the bytes are right.
+  std::optional<Explanation> cause() const {
+    if (compare_bytes(stored_, bytes_).empty()) return std::nullopt;
+    return fault_of_quantizer(
+        {stored_.w.view(), stored_.scales, stored_.rule.view(), bytes_.view()});
+  }
 
  private:
   const Stored stored_;
@@ -88,8 +95,8 @@ class Quantizing : public KnownCall {
 using Weight = std::function<double(Index k, Index n)>;
 
 // The call that quantizes K x N weights; null if the candidate does not do it.
-std::unique_ptr<KnownCall> quantizing_of(const Case& c, Candidate& candidate, Index k, Index n,
-                                         const Weight& value) {
+std::unique_ptr<Quantizing> quantizing_of(const Case& c, Candidate& candidate, Index k, Index n,
+                                          const Weight& value) {
   const LowBit format = c.product.format;
   const Index group = c.product.group_size();
   Tensor w(Dtype::f32, {1, 1, k, n}, {{0, 0, n, 1}, 0, k * n});
@@ -112,8 +119,8 @@ JudgedBits judge_stored(const Case& c, Candidate& candidate, Index k, Index n,
   if (!call) return {};
   for (const std::byte filling : {std::byte{0xFF}, std::byte{0x11}})
     if (std::string wrong = make_call(*call, candidate, execution_of(c), filling); !wrong.empty())
-      return {true, k * n, wrong};
-  return {true, k * n, {}};
+      return {true, k * n, wrong, call->cause()};
+  return {true, k * n, {}, {}};
 }
 
 // Whether a case asks for a quantizer.
@@ -180,9 +187,9 @@ JudgedBits judge_read(const Case& c, Candidate& candidate, const LowBitView& w,
     const Request request{DequantizeCall{w, to.view()}, execution_of(c)};
     std::string wrong = call_guarded(candidate, request, watched, {{Output::w, &to}}, with);
     if (wrong.empty()) wrong = compare_read(w, to.view());
-    if (!wrong.empty()) return {true, w.k * w.n, wrong};
+    if (!wrong.empty()) return {true, w.k * w.n, wrong, {}};
   }
-  return {true, w.k * w.n, {}};
+  return {true, w.k * w.n, {}, {}};
 }
 
 // Dequantizes the weights of a case.
@@ -219,6 +226,7 @@ JudgedBits both(const char* what, JudgedBits first, const Second& second) {
     const JudgedBits more = second();
     first.elements += more.asked ? more.elements : 0;
     first.wrong = more.wrong;
+    first.cause = more.cause;
   }
   if (!first.wrong.empty()) first.wrong = fmt::format("{}: {}", what, first.wrong);
   return first;
@@ -230,11 +238,16 @@ JudgedBits judge_quantizer(const Case& c, Candidate& candidate) {
   const ProductSpec& p = c.product;
   if (!asks_quantizer(c, candidate)) return {};
   const auto own = [&](Index k, Index n) { return original_weight(c, k, n); };
-  return both("quantization", judge_stored(c, candidate, p.k, p.n, own), [&] {
+  const auto with_ties = [&] {
     const WeightSet ties = ties_of(p.format, p.group_size());
     return judge_stored(c, candidate, ties.k, ties.n,
                         [&](Index k, Index n) { return ties.at(k, n); });
-  });
+  };
+  JudgedBits found = judge_stored(c, candidate, p.k, p.n, own);
+  // Ties tell faults apart that do the same to the weights of the case.
+  if (found.cause)
+    if (JudgedBits more = with_ties(); more.cause) found.cause = std::move(more.cause);
+  return both("quantization", std::move(found), with_ties);
 }
 
 JudgedBits judge_dequantizer(const Case& c, Candidate& candidate, const ProductInputs& in) {
