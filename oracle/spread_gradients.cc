@@ -28,7 +28,6 @@ class Spread {
         in_(in),
         reference_(reference),
         b_(b),
-        g_(g),
         keys_(keys_of_sequence(p, b)),
         group_(group),
         shared_(shared) {
@@ -91,7 +90,7 @@ class Spread {
   const Attention& p_;
   const AttentionBackwardInput& in_;
   const BackwardReference& reference_;
-  const Index b_, g_;
+  const Index b_;
   const KeyInterval keys_;  // those of the sequence; beyond them memory may hold anything
   GroupGradients& group_;
   SharedGradients& shared_;
