@@ -263,30 +263,44 @@ std::vector<Index> shuffled(Index n, std::uint64_t seed) {
   return order;
 }
 
+// q.k with its terms in the drawn order or, for every key, in one of two.
+void add_shuffled_product(const Contract& c, const Schedule& how, const RowMajorSingle& q,
+                          const SingleRef& keys, RowMajorSingle& s) {
+  std::vector<Index> columns[2];
+  for (Index j = 0; j < keys.cols(); ++j)
+    columns[how.two_orders ? SplitMix64::number(how.dim_seed, usize(j)) % 2 : 0].push_back(j);
+  Schedule own = how;
+  for (std::uint64_t k = 0; k < 2; ++k) {
+    if (columns[k].empty()) continue;
+    // Where all terms are alike, every order rounds alike, but a sum in parts does not.
+    if (k == 1) own.dot_part = how.dot_part > 0 ? 0 : 16;
+    const std::vector<Index> order = shuffled(q.cols(), how.dim_seed + k);
+    RowMajorSingle sums = RowMajorSingle::Zero(s.rows(), std::ssize(columns[k]));
+    add_product(c, own, RowMajorSingle(q(Eigen::all, order)),
+                RowMajorSingle(keys(order, columns[k])), sums);
+    s(Eigen::all, columns[k]) = sums;
+  }
+}
+
 RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const EmulatedRows& in,
                                RowMajorSingle* slope) {
   RowMajorSingle q = in.q;
-  const bool by_root = how.scales_both && !c.query_dtype && in.scale > 0;
+  const bool by_root = how.scales_both && !c.query_dtype && in.scale != 0;
   const bool prescaled = c.query_dtype || how.scales_query || by_root;
-  const float root = by_root ? std::sqrt(in.scale) : 1;
+  const float root = by_root ? std::sqrt(std::fabs(in.scale)) : 1;
   // A kernel that computes 2^x may multiply Q by log2 e, too. What cancels exactly in q.k may then
   // do so no more.
   const bool folded = how.base_two && how.scales_query && !by_root && !c.query_dtype &&
                       in.softcap == 0 && in.bias.size() == 0;
   if (folded) q *= in.scale * static_cast<float>(log2_e);
-  else if (prescaled) q *= by_root ? root : in.scale;
+  else if (prescaled) q *= by_root ? std::copysign(root, in.scale) : in.scale;
   if (c.query_dtype) round_all(*c.query_dtype, q);
   RowMajorSingle s = RowMajorSingle::Zero(q.rows(), in.count);
   const auto own_keys = in.kv->keys_transposed_single.middleCols(in.key0, in.count);
   const RowMajorSingle scaled_keys = by_root ? RowMajorSingle(own_keys * root) : RowMajorSingle();
   const SingleRef keys = by_root ? SingleRef(scaled_keys) : SingleRef(own_keys);
-  if (how.dim_seed == 0) {
-    add_product(c, how, q, keys, s);
-  } else {
-    const std::vector<Index> order = shuffled(q.cols(), how.dim_seed);
-    add_product(c, how, RowMajorSingle(q(Eigen::all, order)),
-                RowMajorSingle(keys(order, Eigen::all)), s);
-  }
+  if (how.dim_seed == 0) add_product(c, how, q, keys, s);
+  else add_shuffled_product(c, how, q, keys, s);
   if (folded) s *= static_cast<float>(ln_2);
   if (c.score_dtype && how.rounds_unscaled) round_all(*c.score_dtype, s);
   if (!prescaled) s *= in.scale;
@@ -308,11 +322,13 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   constexpr Index tiles[] = {16, 32, 64, 128, 256}, parts[] = {0, 8, 16, 32}, halves[] = {1, 4, 16};
   how.tile = c.ordered ? c.tile : tiles[random.below(std::size(tiles))];
   how.dim_seed = serial == 0 ? 0 : random();
+  how.two_orders = !c.ordered && serial % 8 < 4;
   how.dot_part = parts[random.below(std::size(parts))];
   how.half_part = halves[random.below(std::size(halves))];
   how.scales_query = !c.ordered && random.below(2) != 0;
   how.base_two = c.fused_argument;
-  how.from_lse = !c.ordered && !c.weight_dtype && !c.divides_first && serial % 4 == 1;
+  how.from_lse =
+      c.weights_from_lse || (!c.ordered && !c.weight_dtype && !c.divides_first && serial % 4 == 1);
   how.normalizes_first =
       c.divides_first || how.from_lse || (!c.ordered && c.weight_dtype && serial % 2 != 0);
   how.late_maximum = !c.ordered && random.below(3) == 0;

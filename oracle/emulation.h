@@ -18,7 +18,10 @@ struct Schedule {
   Index tile = 64;           // keys that share one running maximum
   std::vector<Index> order;  // of the tiles
   std::uint64_t dim_seed =
-      0;                      // of the order in which the terms of q.k are summed; 0: as they stand
+      0;  // of the order in which the terms of q.k are summed; 0: as they stand
+  // Some keys are summed in another order and in other parts, as at the edges of a matrix product.
+  // What rounds alike for all keys of a row cancels in its weights, and this does not.
+  bool two_orders = false;
   Index dot_part = 0;         // q.k is summed in parts of this length; 0: at once
   Index half_part = 16;       // terms that an fp16 accumulator takes at once
   bool scales_query = false;  // Q is multiplied by the scale, not the scores
