@@ -7,6 +7,7 @@
 #include <mutex>
 #include <span>
 #include <tuple>
+#include <utility>
 
 #include "oracle/conventional.h"
 #include "oracle/decide.h"
@@ -627,7 +628,15 @@ Verdict judge_by_ladder(const ProjectedAttention& problem, const AttentionOutput
   };
   Verdict v = by_convention(problem, judge_under(options), options, judge_under);
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
-  ask_evidence(v, problem, out, ladder.front(), {first, ladder.end()}, options);
+  // Some replicates of the rung without weights_from_lse have such weights. All of one kind err
+  // alike, and their typical errors would have to be wide.
+  std::vector<Contract> asked;
+  for (auto c = first; c != ladder.end(); ++c) {
+    if (c->weights_from_lse && c != first) continue;
+    Contract& mixed = asked.emplace_back(*c);
+    if (std::exchange(mixed.weights_from_lse, false)) mixed.divides_first = false;
+  }
+  ask_evidence(v, problem, out, ladder.front(), asked, options);
   return v;
 }
 

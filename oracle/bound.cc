@@ -318,10 +318,23 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
 
 namespace {
 
+// bounds.md, 3, Weights from LSE: by how much the weights of a row, of which nothing is divided,
+// may add up to more or less than 1
+double excess_of_weights(const Contract& c, const BoundContext& x, const RowBound& b) {
+  if (!c.weights_from_lse) return 0;
+  constexpr double unbounded = 0x1p100;
+  if (b.vacuous) return unbounded;
+  const double common = expm1_above(b.lse * (1 + safety::second_order));
+  return x.terms[BoundTerm::weights_from_lse] *
+         (common + (1 + common) * (b.centred_total + b.zero_centred));
+}
+
 // bounds.md, 3: the numerator
 double numerator(const Contract& c, const BoundContext& x, const RowBound& b, double magnitude,
                  const ColumnSums& sums) {
-  const double common = sums.centred + magnitude * (b.zero_centred + b.sum_weight * b.gamma_l);
+  // Where the weights come from LSE, the row sum has its part in that alone.
+  const double of_sum = c.weights_from_lse ? 0 : b.sum_weight * b.gamma_l;
+  const double common = sums.centred + magnitude * (b.zero_centred + of_sum);
   if (!uses_order(c)) return sums.absolute + common;
   // The correction that the sink makes at the end.
   const double sink_merge =
@@ -367,10 +380,14 @@ double divided(const Contract& c, const BoundContext& x, const RowBound& b, doub
 
 double element_bound(const Contract& c, const BoundContext& x, const RowBound& b, double o,
                      const ColumnSums& sums, double hull, double largest_value) {
-  const double magnitude = std::fabs(o);
-  const double of_hull = hull + outside_hull(c, x, b, largest_value);
-  const double bound =
-      b.vacuous ? of_hull : std::min(of_hull, numerator(c, x, b, magnitude, sums) / b.denominator);
+  const double magnitude = std::fabs(o), excess = excess_of_weights(c, x, b);
+  const double of_hull = hull + outside_hull(c, x, b, largest_value) + excess * largest_value;
+  const double denominator = c.weights_from_lse ? 1 : b.denominator;
+  const double of_weights =
+      b.vacuous
+          ? inf
+          : numerator(c, x, b, magnitude, sums) / denominator * (1 + excess) + excess * magnitude;
+  const double bound = std::min(of_hull, of_weights);
   return divided(c, x, b, bound, magnitude);
 }
 

@@ -42,6 +42,7 @@ namespace assay {
   X(corrections, 2)            /* R_j exponentials of later corrections */  \
   X(folded_constant, 2)        /* scale_error |t_j - t_*| */                \
   X(fused_argument, 2)         /* fma(S, c, -m c) */                        \
+  X(lse_argument, 2)           /* kappa u (L - M), of weights from LSE */   \
   X(sink, 2)                   /* the sink's own weight, against |O| */     \
   X(exp_underflow, 3)          /* omega_j */                                \
   X(weight_cast, 3)            /* rho_j */                                  \
@@ -67,6 +68,7 @@ namespace assay {
   X(division, 3)               /* by the row sum */                         \
   X(divided_weights, 3)        /* of every weight before P V */             \
   X(divided_underflow, 3)      /* of that division */                       \
+  X(weights_from_lse, 3)       /* e^B_L, common to a row's weights */       \
   X(lse_weights, 4)            /* -log1p(-defect) */                        \
   X(log, 4)                    /* log_ulp */                                \
   X(log_near_one, 4)           /* an ulp of 1/2 near l = 1 */               \

@@ -106,6 +106,11 @@ double count_rescales(const Contract& c, const RowTruth& t, const RowBound& row,
   return all;
 }
 
+// bounds.md, 2, Weights from LSE: how far the arguments reach beyond the maximum
+double above_maximum(const Contract& c, const BoundContext& x, const RowTruth& t) {
+  return c.weights_from_lse ? x.terms[BoundTerm::lse_argument] * std::fabs(t.lse - t.max) : 0;
+}
+
 // bounds.md, 2: H_j but for what depends on the form of the argument
 void exponent_errors(const Contract& c, const BoundContext& x, const RowTruth& t,
                      const double* error, const double* rescales, double delta, double* exponent) {
@@ -115,8 +120,9 @@ void exponent_errors(const Contract& c, const BoundContext& x, const RowTruth& t
                               terms[BoundTerm::exp_per_unit] * c.exp_ulp_per_unit * 2 * u;
   const double per_exp = c.exp_ulp * 2 * u;
   const double own = terms[BoundTerm::exp], correction = terms[BoundTerm::corrections];
+  const double to_lse = above_maximum(c, x, t);
   for (Index j = 0; j < t.count; ++j) {
-    const double reach = t.gap[j] + error[j] + delta;  // X_j
+    const double reach = t.gap[j] + error[j] + delta + to_lse;  // X_j
     const double h =
         (error[j] + per_argument * reach + (own + correction * rescales[j]) * per_exp) *
         (1 + safety::second_order);
@@ -140,9 +146,11 @@ void add_folded_constant(const Contract& c, const BoundContext& x, const RowTrut
 void add_fused_argument(const Contract& c, const BoundContext& x, const RowTruth& t, double delta,
                         double* exponent) {
   const double per_score = x.terms[BoundTerm::fused_argument] * safety::fused_argument * c.roundoff;
+  const double to_lse = above_maximum(c, x, t);
   for (Index j = 0; j < t.count; ++j)
     if (t.gap[j] < inf)
-      exponent[j] += per_score * (std::max(std::fabs(t.max - t.gap[j]), std::fabs(t.max)) + delta);
+      exponent[j] +=
+          per_score * (std::max(std::fabs(t.max - t.gap[j]), std::fabs(t.max)) + delta + to_lse);
 }
 
 }  // namespace

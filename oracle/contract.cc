@@ -32,6 +32,14 @@ void add_divided_first(std::vector<Contract>& ladder, Contract c) {
   ladder.push_back(std::move(c));
 }
 
+// The same arithmetic in a kernel that takes every weight from LSE.
+void add_from_lse(std::vector<Contract>& ladder, Contract c) {
+  c.divides_first = c.weights_from_lse = true;
+  c.division_roundings = 0;
+  c.name += ", weights from LSE";
+  ladder.push_back(std::move(c));
+}
+
 }  // namespace
 
 std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
@@ -50,6 +58,7 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
   c.name = "fp32 accumulation, fp32 weights, fast exp2";
   ladder.push_back(c);
   add_divided_first(ladder, c);
+  add_from_lse(ladder, ladder.front());
   if (dtype != Dtype::f32) {
     c.weight_dtype = dtype;
     c.name = "fp32 accumulation, weights in " + std::string(format(dtype).name);
@@ -109,6 +118,7 @@ std::vector<Contract> backward_ladder(Dtype dtype, Index tile, Index group) {
     ladder.push_back(std::move(c));
   };
   for (const Contract& c : contract_ladder(dtype, tile)) {
+    if (c.weights_from_lse) continue;  // all gradients take theirs from LSE
     // A kernel in fp32 that expands the heads stores their gradients before autograd adds them.
     if (may_store_heads && !stores_heads && c.weight_dtype)
       push_stored(ladder.back(), std::string(format(dtype).name));

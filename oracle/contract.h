@@ -53,6 +53,8 @@ struct Contract {
   // Weights are divided by the row sum, and then rounded to weight_dtype, before P V (a softmax
   // that is stored). O is not divided afterwards.
   bool divides_first = false;
+  // Every weight is e^(s - LSE), with LSE as it is stored: divided first, without a division.
+  bool weights_from_lse = false;
   int division_roundings = 2;  // 2: times 1/l, 1: divided by l
   // Only for the backward pass with a weight_dtype: dS is computed from rounded weights, and is
   // scaled before it is rounded itself.

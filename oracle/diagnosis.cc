@@ -128,7 +128,7 @@ class Attentions {
  public:
   Attentions(const ProjectedAttention& problem, const AttentionOutput& out, const Contract& strict,
              const Verdict& failed, const JudgeOptions& options)
-      : problem_(problem), out_(out), strict_(strict), options_(options) {
+      : problem_(problem), out_(out), strict_(strict) {
     const AttentionShape& s = problem.shape;
     std::vector<SuspectRow> suspects = failed.suspects;
     const auto suspect = [&](const Element& e) {
@@ -250,7 +250,6 @@ class Attentions {
   const ProjectedAttention& problem_;
   const AttentionOutput& out_;
   const Contract& strict_;
-  const JudgeOptions& options_;
   RowsOfHeads asked_;
   std::vector<RowPlace> places_;
   HeadCache cache_;
@@ -557,8 +556,10 @@ Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out
                    const Contract* contract, const Verdict& failed, const JudgeOptions& options,
                    const StoredTokens* stored) {
   if (problem.shape.batch == 0 || problem.shape.rows == 0) return undiagnosed("there is no row");
-  const std::vector<Contract> ladder =
+  std::vector<Contract> ladder =
       contract ? std::vector<Contract>{*contract} : contract_ladder(problem.q.dtype, 64);
+  // The rungs before have replicates of such a kernel.
+  if (!contract) std::erase_if(ladder, [](const Contract& c) { return c.weights_from_lse; });
   return Attempts(problem, out, ladder, failed, options, stored).diagnose();
 }
 

@@ -42,9 +42,10 @@ class Row {
     if (!p_.sink.empty()) merge_sink(whole);
     AdversarialOutput out;
     const double divided = std::pow(1 + d_ * sign_of(whole.o) * u_, c_.division_roundings);
-    out.o = c_.divides_first ? with_divided_weights(whole)
-            : whole.sum > 0  ? whole.o / whole.sum * divided
-                             : 0;
+    out.o = c_.weights_from_lse && !target_.lse ? with_weights_from_lse()
+            : c_.divides_first                  ? with_divided_weights(whole)
+            : whole.sum > 0                     ? whole.o / whole.sum * divided
+                                                : 0;
     out.lse = lse_of(whole);
     return out;
   }
@@ -76,7 +77,8 @@ class Row {
 
   // The direction in which the weight of a key has to err.
   double direction_of(Index j) const {
-    return target_.lse ? d_ : d_ * sign_of(effective_value(j) - o_);
+    if (target_.lse) return d_;
+    return d_ * sign_of(effective_value(j) - (c_.weights_from_lse ? 0 : o_));
   }
 
   double dot(Index j, double direction) const {
@@ -257,6 +259,22 @@ class Row {
       double w = e / whole.sum * std::pow(1 + towards * u_, c_.division_roundings);
       if (is_tiny(w, c_.product_floor)) w = std::max(0.0, w + towards * c_.product_floor);
       products.push_back(product(j, cast(w, towards)));
+    }
+    add_products(x, products);
+    return x.o;
+  }
+
+  // O of a kernel whose weights are e^(s - LSE): LSE errs to the other side than the weights.
+  double with_weights_from_lse() const {
+    const double lse =
+        Row(c_, p_, o_, {true, -d_ * sign_of(o_) > 0 ? 1 : -1, target_.fold}).run().lse;
+    Partial x;
+    std::vector<double> products;
+    for (Index j = 0; j < p_.shape.keys; ++j) {
+      if (seen_.bias[usize(j)] == -inf || !kept(j)) continue;
+      const double towards = d_ * sign_of(effective_value(j));
+      products.push_back(
+          product(j, cast(exponential(score(j), lse, direction_of(j), fused_), towards)));
     }
     add_products(x, products);
     return x.o;

@@ -264,6 +264,26 @@ TEST(EmulatedLadder, AStoredSoftmaxIsARungOfTheLadder) {
     }
 }
 
+// Scores of hundreds, whose LSE is rounded by more than the sums are.
+TEST(EmulatedLadder, WeightsFromLseAreARungOfTheLadder) {
+  for (const char* line : {"attention b=2 h=6/2 l=97x64 d=32 causal offset=-3 scores=negative",
+                           "attention b=1 h=2 l=9x200 d=64 scores=negative values=ones",
+                           "attention b=1 h=2 l=9x200 d=64 scores=large-scores sink=0.5",
+                           "attention b=1 h=2 l=20x70 d=64 scores=huge alibi dropout=0.3:11"}) {
+    const Case c = parse_case(line);
+    const Inputs inputs(c);
+    const Outputs out(c);
+    Index tried = 0;
+    for (const Emulation& e : emulations(c.dtype)) {
+      if (!e.contract.weights_from_lse) continue;
+      run_emulated(e, inputs.problem, out.view());
+      EXPECT_THAT(judge_by_ladder(inputs.problem, out.view(), 64), Passes()) << line;
+      ++tried;
+    }
+    EXPECT_EQ(tried, 1);
+  }
+}
+
 // Eager frameworks store q.k, its product with the scale, and what biases add to that.
 TEST(EmulatedLadder, StoredPartsOfScoresAreARungOfTheLadder) {
   for (const char* line : {"attention b=2 h=3/1 l=96 d=24 causal scores=tile-peaks seed=15",

@@ -143,6 +143,7 @@ TEST(CaseText, EveryNumberOfAnArithmeticIsTold) {
       {[](Contract& x) { x.weight_dtype = Dtype::bf16; }, "weights bf16"},
       {[](Contract& x) { x.sum_from_rounded = true; }, "the row sum adds weights as stored"},
       {[](Contract& x) { x.divides_first = true; }, "weights are divided before P V"},
+      {[](Contract& x) { x.weights_from_lse = true; }, "weights are e^(s - LSE)"},
       {[](Contract& x) { x.division_roundings = 5; }, "5 roundings"},
       {[](Contract& x) { x.tile = 128; }, "tiles: 128 keys"},
       {[](Contract& x) { x.row_tile = 32; }, "keys, 32 rows"},

@@ -58,6 +58,10 @@ Contract quiet() {
   return c;
 }
 constexpr double coarse = 0x1p-24;
+void take_weights_from_lse(Contract& c) {
+  c.divides_first = c.weights_from_lse = true;
+  c.division_roundings = 0;
+}
 
 struct TermCase {
   BoundTerm term;
@@ -415,6 +419,19 @@ const std::vector<TermCase>& term_cases() {
          c.operand_floor = 0x1.8p-10;
          return tiny({1}, {0.125f, 0.125f, 0.125f, 0.125f},
                      {0x1p-10f, 0x1p-10f, 0x1p-10f, 0x1p-10f});
+       }},
+      {T::weights_from_lse, "weights from an LSE of 1000",
+       [](Contract& c) {
+         c.roundoff = coarse;
+         take_weights_from_lse(c);
+         return tiny({1}, {1000, 1000}, {1, 1});
+       }},
+      {T::lse_argument, "weights from LSE whose arguments are rounded 64 times",
+       [](Contract& c) {
+         c.roundoff = coarse;
+         c.argument_roundings = 64;
+         take_weights_from_lse(c);
+         return rising({1, 1, 1, 1, 1, 1, 1, 1});
        }},
       {T::lse_weights, "an exponential of 4 ulp, in LSE",
        [](Contract& c) {

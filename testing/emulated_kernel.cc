@@ -127,7 +127,7 @@ class Row {
       whole.max = m;
     }
     const Index lse_at = out.lse.at(b_, h_, i_, 0);
-    if (c_.divides_first) multiply_stored_softmax(whole, out);
+    if (c_.divides_first) multiply_weights(whole, out);
     for (std::size_t c = 0; c < dv_ && !c_.divides_first; ++c) {
       const float inverse = 1 / whole.sum;
       const float o = whole.sum == 0               ? 0
@@ -191,15 +191,19 @@ class Row {
       whole.accumulator[c] = merged(whole.accumulator[c], x.accumulator[c]);
   }
 
-  // The softmax is stored, in the dtype of the weights, and then multiplied by V.
-  void multiply_stored_softmax(const Partial& whole, const AttentionOutput& out) {
-    const float keep_scale = 1.0f / (1.0f - p_.dropout), inverse = 1 / whole.sum;
+  // Weights that are divided first, or come from LSE, are stored in their dtype and multiplied by
+  // V.
+  void multiply_weights(const Partial& whole, const AttentionOutput& out) {
+    const float keep_scale = 1.0f / (1.0f - p_.dropout), inverse = 1 / whole.sum,
+                lse = whole.max + std::log(whole.sum);
     std::vector<Index> keys;
     std::vector<float> weights;
     for (Index j = 0; j < p_.shape.keys; ++j) {
       if (seen_.bias[usize(j)] == -std::numeric_limits<double>::infinity()) continue;
-      const float e = exp_of(score(j) - whole.max);
-      const float divided = c_.division_roundings == 2 ? e * inverse : e / whole.sum;
+      const float e = exp_of(score(j) - (c_.weights_from_lse ? lse : whole.max));
+      const float divided = c_.weights_from_lse          ? e
+                            : c_.division_roundings == 2 ? e * inverse
+                                                         : e / whole.sum;
       const float cast = rounded(c_.weight_dtype, divided);
       keys.push_back(j);
       weights.push_back(p_.dropout == 0                   ? cast
@@ -351,6 +355,11 @@ std::vector<Emulation> emulations(Dtype dtype) {
   add("fp32, softmax stored", Accumulation::fma, ExpModel::precise, stored_softmax);
   add("fp32, softmax stored, noisy exp, divided", Accumulation::rounded_products, ExpModel::noisy,
       [](Contract& c) { c.divides_first = true, c.ordered = false, c.division_roundings = 1; });
+  add("fp32, weights from LSE", Accumulation::fma, ExpModel::precise, [](Contract& c) {
+    c.divides_first = c.weights_from_lse = true;
+    c.ordered = false;
+    c.division_roundings = 0;
+  });
   add("softmax stored, order declared", Accumulation::fma, ExpModel::precise,
       [](Contract& c) { c.divides_first = true, c.tile = 1024; });
   add("softmax stored, truncating blocks of 16", Accumulation::truncating_block, ExpModel::precise,

@@ -87,7 +87,9 @@ std::vector<std::string> listed(const Contract& c) {
                   name_or(c.query_dtype, "as given"), name_or(c.score_dtype, "unrounded"),
                   name_or(c.weight_dtype, "unrounded"),
                   c.sum_from_rounded ? "as stored" : "unrounded",
-                  c.divides_first ? "weights are divided before P V" : "O is divided at the end",
+                  c.weights_from_lse ? "weights are e^(s - LSE)"
+                  : c.divides_first  ? "weights are divided before P V"
+                                     : "O is divided at the end",
                   c.division_roundings),
       fmt::format("tiles: {} keys, {} rows; {}", c.tile, c.row_tile, told_splits(c))};
   if (c.score_dtype && c.stores_score_parts)

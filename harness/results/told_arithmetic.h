@@ -41,6 +41,7 @@ void describe_fields(Fields& fields, Value& c) {
   fields.optional("weight_dtype", c.weight_dtype);
   fields("sum_from_rounded", c.sum_from_rounded);
   fields("divides_first", c.divides_first);
+  fields("weights_from_lse", c.weights_from_lse);
   fields("division_roundings", c.division_roundings);
   fields("tile", c.tile);
   fields("row_tile", c.row_tile);
