@@ -11,20 +11,30 @@ from typing import Any, Callable, Iterable, Sequence, Tuple, TypeVar, cast
 
 from .errors import Failure, InputError
 
-# What other libraries call the arguments, and the words that say ours.
-_ELSEWHERE = {
+# What other libraries call the same argument, with the same values.
+SYNONYMS = {
     name: ours
     for names, ours in (
         ("is_causal", "causal"),
-        ("attn_mask attention_mask", "mask (boolean, True keeps) or bias (added to the scores)"),
         ("attn_bias", "bias"),
-        ("key_padding_mask", "lengths or mask"),
         ("sm_scale softmax_scale", "scale"),
         ("soft_cap logits_soft_cap logit_cap", "softcap"),
-        ("window_size sliding_window", "window"),
+        ("window_size", "window"),
+        ("sinks s_aux", "sink"),
+    )
+    for name in names.split()
+}
+
+# What other libraries call an argument that says something else, or the same in other values, and
+# the words that say ours.
+_ELSEWHERE = {
+    name: ours
+    for names, ours in (
+        ("attn_mask attention_mask", "mask (boolean, True keeps) or bias (added to the scores)"),
+        ("key_padding_mask", "lengths or mask"),
+        ("sliding_window", "window"),
         ("dropout_p", "dropout and dropout_seed"),
         ("seqused_k seq_lens kv_lens cache_seqlens context_lens", "lengths"),
-        ("sinks s_aux", "sink"),
         ("dout grad_output grad_out grad_o", "do"),
         ("softmax_lse logsumexp", "lse"),
         ("query", "q"),
@@ -40,11 +50,17 @@ _ELSEWHERE = {
 }
 
 
+def elsewhere(name: str, known: Iterable[str]) -> str:
+    """How the known names say what other libraries call so; empty if they do not."""
+    ours = SYNONYMS.get(name, _ELSEWHERE.get(name, ""))
+    return ours if ours.partition(" ")[0].rstrip(",") in known else ""
+
+
 def meant(name: str, known: Iterable[str]) -> str:
     """What was meant by a name that is none of the known ones."""
     known = list(known)
-    ours = _ELSEWHERE.get(name, "")
-    if ours.partition(" ")[0].rstrip(",") in known:
+    ours = elsewhere(name, known)
+    if ours:
         return f"here it is {ours}"
     near = difflib.get_close_matches(name, known, 1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
@@ -70,23 +86,26 @@ def by_name(*more: str) -> Callable[[Function], Function]:
         first = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
         needed = [p.name for p in parameters if p.default is p.empty]
 
+        def told(names: Sequence[str]) -> Sequence[str]:
+            return [name for name in names if name != "self"]
+
         @functools.wraps(function)
         def checked(*arguments: Any, **keywords: Any) -> Any:
             __tracebackhide__ = True  # pytest shows the code of the caller
             for name in keywords:
                 if name not in known:
-                    raise InputError(name, f"is no keyword of {called}; {meant(name, known)}")
+                    raise InputError(name, f"is no keyword of {called}; {meant(name, told(known))}")
                 if name in first[: len(arguments)]:
                     raise InputError(name, f"is given by position and by name to {called}")
             if len(arguments) > len(first):
                 raise InputError(
                     known[len(first)],
-                    f"is given by position; {called} takes {', '.join(first)} so, and all others "
-                    "by name",
+                    f"is given by position; {called} takes {', '.join(told(first))} so, and all "
+                    "others by name",
                 )
             for name in needed:
                 if name not in keywords and name not in first[: len(arguments)]:
-                    raise InputError(name, f"is missing; {called} needs {', '.join(needed)}")
+                    raise InputError(name, f"is missing; {called} needs {', '.join(told(needed))}")
             try:
                 return function(*arguments, **keywords)
             except (Failure, InputError) as e:

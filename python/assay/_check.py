@@ -136,7 +136,8 @@ def check(
                 break
         else:
             shrink_first(threads=threads, evidence=evidence)
-    return Report(k.name, results, lines["unsupported"], suite or "", time.monotonic() - start)
+    elapsed = time.monotonic() - start
+    return Report(k.name, results, lines["unsupported"], suite or "", elapsed, k.left)
 
 
 class Isolated:

@@ -8,7 +8,17 @@ import os
 import sys
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
 
-from ._arguments import by_name, called, flag, meant, one_line, one_of, texts
+from ._arguments import (
+    SYNONYMS,
+    by_name,
+    called,
+    elsewhere,
+    flag,
+    meant,
+    one_line,
+    one_of,
+    texts,
+)
 from ._asserts import refusal
 from ._frameworks import Framework, Input, framework, framework_names, guess
 from ._library import (
@@ -36,6 +46,7 @@ from .errors import Failure, InputError, Unsupported
 
 
 _DTYPES = ("f32", "f16", "bf16", "f64")
+_OF_A_CASE = ("threads", "relations", "pictures", "evidence", "power")  # options of its judging
 
 
 def _check_declared(arithmetic: Arithmetic, dtypes: Iterable[str]) -> None:
@@ -207,8 +218,15 @@ class Kernel:
             found.append("backward")
         return sorted({f for f in found if f not in self._without})
 
+    @property
+    def left(self) -> Dict[str, str]:
+        """Arguments that keep their defaults although other libraries give them a meaning, and how
+        Assay says the same."""
+        return dict(self._takes.left)
+
     # ---- One case ----
 
+    @by_name(*_OF_A_CASE)
     def judge(self, line: str, **options: Any) -> Result:
         """Judges one case; returns its result (docs/results.md), whatever the function does.
 
@@ -227,6 +245,7 @@ class Kernel:
         self._last, self._held = {}, []
         return result
 
+    @by_name(*_OF_A_CASE)
     def check(self, case: Any, **options: Any) -> Result:
         """Judges a case, or its line, as judge does. Raises Failure unless it is right, and
         Unsupported if the kernel does not do it: a test of it would say nothing."""
@@ -374,10 +393,20 @@ _OPTIONS = [
 
 
 class _Takes:
-    """What a function takes: how many tensors by position, and which keywords."""
+    """The keywords of a function.
 
-    def __init__(self, positional: int, keywords: Sequence[str], everything: bool):
-        self.positional, self.keywords, self.everything = positional, tuple(keywords), everything
+    Attributes:
+        names: of the keywords, ours to the function's own.
+        left: arguments that keep their defaults, and how Assay says what other libraries mean by
+            them.
+    """
+
+    def __init__(self, names: Dict[str, str], left: Dict[str, str]):
+        self.names, self.left = names, left
+
+    @property
+    def keywords(self) -> Iterable[str]:
+        return self.names.keys()
 
 
 def _signature(function: Callable[..., Any], operation: str) -> _Takes:
@@ -387,7 +416,7 @@ def _signature(function: Callable[..., Any], operation: str) -> _Takes:
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        return _Takes(len(POSITIONAL[operation]), (), False)
+        return _Takes({}, {})
     known = set(PRODUCT_KEYWORDS) if operation == "product" else set(KEYWORDS)
     if operation == "decode":
         known -= {"lengths"}
@@ -405,29 +434,36 @@ def _signature(function: Callable[..., Any], operation: str) -> _Takes:
             f"takes {len(by_position)} tensors by position; {operation} gives "
             f"{tensors}: {', '.join(POSITIONAL[operation][:tensors])}",
         )
-    keywords = []
+    names: Dict[str, str] = {}
+    left: Dict[str, str] = {}
     for p in parameters:
         if p in by_position or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
-        if p.kind is p.POSITIONAL_ONLY or (p.name not in known and p.default is p.empty):
+        ours = p.name if p.name in known else SYNONYMS.get(p.name)
+        if p.kind is p.POSITIONAL_ONLY or (ours not in known and p.default is p.empty):
             raise InputError(
                 "function",
                 f"has an argument {p.name!r} without a default that no {operation} gives; "
                 f"{meant(p.name, sorted(known))}",
             )
-        if p.name in known:
-            keywords.append(p.name)
-    everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    if everything:
-        keywords = sorted(known)
+        if ours in known:
+            if ours in names:
+                raise InputError(
+                    "function", f"takes {names[ours]!r} and {p.name!r}, which are both {ours}"
+                )
+            names[ours] = p.name
+        elif elsewhere(p.name, known):
+            left[p.name] = elsewhere(p.name, known)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        names = {**{name: name for name in sorted(known)}, **names}
     for first, second in PAIRS:
-        if (first in keywords) != (second in keywords):
+        if (first in names) != (second in names):
             raise InputError(
                 "function",
-                f"takes {first if first in keywords else second!r} alone; {first} and {second} "
+                f"takes {first if first in names else second!r} alone; {first} and {second} "
                 "belong together",
             )
-    return _Takes(tensors, keywords, everything)
+    return _Takes(names, left)
 
 
 @by_name(*_OPTIONS)
@@ -441,7 +477,8 @@ def kernel(operation: str = "attention", **options: Any) -> Callable[[Callable[.
     What the function takes says what it does. A keyword that it does not take is a feature that it
     does not have: suites are drawn without it, and the cases that need it are counted as
     unsupported. A keyword that it takes is always passed, with its neutral value where the case
-    does not use it.
+    does not use it. What other libraries call the same is known: is_causal, sm_scale,
+    softmax_scale, attn_bias, soft_cap, logits_soft_cap, logit_cap, window_size, sinks, s_aux.
 
     | operation   | by position                               | returns                            |
     | "attention" | q, k, v                                   | o [B, Hq, Lq, Dv], lse [B, Hq, Lq] |

@@ -153,6 +153,8 @@ class Report:
         results: one dictionary a case, with the fields of docs/results.md.
         unsupported: {"case", "why"} of the cases of the suite that need a feature that the kernel
             does not have; they are counted, and never a pass.
+        left: arguments of the function that kept their defaults, and how Assay says what other
+            libraries mean by them.
     """
 
     def __init__(
@@ -162,9 +164,10 @@ class Report:
         unsupported: Optional[List[Dict[str, str]]] = None,
         suite: str = "",
         seconds: float = 0,
+        left: Optional[Dict[str, str]] = None,
     ):
         self.title, self.results, self.suite, self.seconds = title, results, suite, seconds
-        self.unsupported = unsupported or []
+        self.unsupported, self.left = unsupported or [], left or {}
 
     def __iter__(self) -> Iterator[Dict[str, Any]]:
         return iter(self.results)
@@ -205,6 +208,8 @@ class Report:
                 "kernel does not have "
                 f"({', '.join(features)})"
             )
+        for name, ours in self.left.items():
+            text += f"; {name!r} always had its default: here it is {ours}"
         return text
 
     def raise_for_failures(self) -> "Report":

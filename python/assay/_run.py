@@ -29,7 +29,7 @@ POSITIONAL = {
 # The features of cases that stand and fall with a keyword.
 KEYWORDS: Dict[str, Tuple[str, ...]] = {
     "causal": ("causal",),
-    "scale": ("scale",),
+    "scale": ("scale", "negative-scale"),
     "softcap": ("softcap",),
     "window": ("window",),
     "offset": ("offset", "offset=lengths"),
@@ -369,13 +369,13 @@ class Run:
         if operation == "backward" and kernel.gradients == "autograd":
             positional = [values[name] for name in ("q", "k", "v", "do")]
         keywords = {}
-        for keyword in takes.keywords:
+        for keyword, name in takes.names.items():
             if keyword == "out_dtype":
-                keywords[keyword] = kernel.tool.dtype(outputs[_OUTPUTS[operation][0]].dtype)
+                keywords[name] = kernel.tool.dtype(outputs[_OUTPUTS[operation][0]].dtype)
             elif keyword in numbers:
-                keywords[keyword] = numbers[keyword]
+                keywords[name] = numbers[keyword]
             else:
-                keywords[keyword] = values.get(keyword)
+                keywords[name] = values.get(keyword)
         return positional, keywords
 
     def _product_arguments(

@@ -52,7 +52,11 @@ def test_what_a_signature_says():
         (lambda: attention(3), "is no function"),
         (lambda: attention(lambda q, k: q), "takes 2 tensors by position"),
         (lambda: attention(lambda q, k, v, *, tau: q), "argument 'tau' without a default"),
-        (lambda: attention(lambda q, k, v, is_causal: q), "no attention gives; here it is causal"),
+        (lambda: attention(lambda q, k, v, attn_mask: q), "no attention gives; here it is mask ("),
+        (
+            lambda: attention(lambda q, k, v, causal, is_causal: q),
+            "'causal' and 'is_causal', which",
+        ),
         (lambda: attention(lambda q, k, v, softcp: q), "no attention gives; did you mean softcap"),
         (lambda: attention(lambda q, k, v, *, dropout: q), "'dropout' alone"),
         (lambda: assay.kernel("atention")(right_torch), "'atention' is none of"),
@@ -93,11 +97,38 @@ def test_a_module_takes_what_its_forward_takes():
     assert attention(Anything()).judge("attention b=1 h=1 l=3 d=4")["outcome"] == "pass"
 
     class Foreign(torch.nn.Module):
-        def forward(self, q, k, v, is_causal):
+        def forward(self, q, k, v, dropout_p):
             return q
 
-    with pytest.raises(assay.InputError, match="'is_causal' without .* here it is causal"):
+    with pytest.raises(assay.InputError, match="'dropout_p' without .* here it is dropout and"):
         attention(Foreign())
+
+
+def test_names_of_other_libraries_are_known():
+    def theirs(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, softmax_scale=None):
+        assert attn_mask is None and dropout_p == 0 and softmax_scale is not None
+        return right_torch(q, k, v, causal=is_causal, scale=softmax_scale)
+
+    kernel = attention(theirs)
+    assert {"causal", "scale"} <= set(kernel.features) and "dropout" not in kernel.features
+    case = "attention b=1 h=1 l=9 d=4 causal scale=0.3"
+    assert kernel.judge(case)["outcome"] == "pass"
+    assert "'dropout_p' always had its default: here it is dropout and dropout_seed" in repr(
+        assay.check(kernel, case=case)
+    )
+
+    def wrong(q, k, v, is_causal=False):
+        return right_torch(q, k, v)
+
+    assert attention(wrong).judge("attention b=1 h=1 l=9 d=4 causal")["outcome"] == "fail"
+
+
+def test_misspelt_options_of_a_case_are_refused():
+    for function in (attention().judge, attention().check):
+        with pytest.raises(assay.InputError, match="thread: is no keyword .* did you mean threads"):
+            function("attention b=1 h=1 l=3 d=4", thread=2)
+        with pytest.raises(assay.InputError, match="(line|case): is missing"):
+            function()
 
 
 def test_a_suite_without_caches_is_no_suite_of_a_decoding_kernel():
@@ -611,6 +642,28 @@ def test_a_scale_of_two_roots_is_typical_of_fp32():
     line = "backward b=1 h=1 l=41x383 d=192/128 dtype=f32 causal scores=heavy-tail values=ramp"
     for seed in (7, 150, 151):
         attend.check(f"{line} seed={seed}")
+
+
+def test_orders_that_differ_between_keys_are_typical_of_fp32():
+    """The edges of a matrix product of a CPU sum in another order than the rest of it does."""
+
+    @assay.kernel("attention", framework="torch", lse=False, dtypes=("f32",))
+    def attend(q, k, v, *, causal, scale):
+        q, d = q * scale, q.shape[-1]
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        terms = q[:, :, :, None] * k[:, :, None]  # [B, H, Lq, Lk, D]
+        forward, backward = terms[..., 0].clone(), terms[..., d - 1].clone()
+        for at in range(1, d):
+            forward += terms[..., at]
+            backward += terms[..., d - 1 - at]
+        s = torch.where(torch.arange(k.shape[2]) % 16 < 8, forward, backward)
+        if causal:
+            s = s.masked_fill(torch.ones(s.shape[-2:]).triu(1).bool(), -math.inf)
+        return s.softmax(-1) @ v
+
+    for seed in (1, 2, 18):
+        line = f"attention b=2 h=3/1 l=96 d=17/33 causal scores=subset values=one-hot seed={seed}"
+        attend.check(line, threads=0)
 
 
 def test_a_kernel_is_found_by_the_name_that_its_module_has():
