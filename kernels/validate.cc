@@ -97,8 +97,8 @@ Status validate_problem(const Attention& p, const AttentionOutput& out, bool cac
   for (auto [name, d] : {std::pair{"dim", s.dim}, std::pair{"value_dim", s.value_dim}})
     if (d < 1 || d > max_head_dim)
       return refuse(fmt::format("{} = {} is outside [1, {}]", name, d, max_head_dim));
-  if (!(p.scale >= 0) || p.scale > std::numeric_limits<float>::max())
-    return refuse(fmt::format("scale = {} is not a finite number of at least 0", p.scale));
+  if (!std::isfinite(p.scale))
+    return refuse(fmt::format("scale = {} is not a finite number", p.scale));
   if (!(p.softcap >= 0) || p.softcap > std::numeric_limits<float>::max())
     return refuse(fmt::format("softcap = {} is not a finite number of at least 0", p.softcap));
   if (!(p.dropout >= 0 && p.dropout < 1))

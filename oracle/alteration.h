@@ -30,8 +30,15 @@ struct TiledSoftmax {
   Index split = 0;  // keys of a split, which has sums of its own; 0: there are no splits
   double first_max = -std::numeric_limits<double>::infinity();
   // How the next maximum follows: it is the larger one of the running one and that of the tile, the
-  // first one is kept, it is that of the tile alone, or that of the tile is scaled again.
-  enum class Maximum : std::uint8_t { running, first, of_tile, scaled_again } maximum = {};
+  // first one is kept, it is that of the tile alone, that of the tile is scaled again, or it is
+  // that of the scores before the scale, which a negative scale makes the least one.
+  enum class Maximum : std::uint8_t {
+    running,
+    first,
+    of_tile,
+    scaled_again,
+    before_scale
+  } maximum = {};
   bool rescales_sum = true, rescales_values = true;
   bool corrections_in_half = false;
   double (*cast)(double) = nullptr;  // of weights, before P V

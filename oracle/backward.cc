@@ -42,11 +42,12 @@ void finish_gradient(const Contract& c, const BackwardTerms& counts, double term
     const double absolute_sum = !g.absolute.empty() ? g.absolute[e]
                                 : gamma > 0         ? g.bound[e] / gamma
                                                     : std::fabs(g.value[e]) + g.bound[e];
-    const double reach = absolute_sum * std::max(1.0, scale) * (1 + safety::accumulation);
+    const double size = std::fabs(scale);
+    const double reach = absolute_sum * std::max(1.0, size) * (1 + safety::accumulation);
     g.may_overflow[e] = !(reach < c.largest);
     g.value[e] *= scale;
     const bool touched = g.touched[e / usize(g.columns)] != 0;
-    g.bound[e] = touched ? gradient_bound(c, counts, terms, scale, g.value[e], g.bound[e]) : 0;
+    g.bound[e] = touched ? gradient_bound(c, counts, terms, size, g.value[e], g.bound[e]) : 0;
   }
 }
 
@@ -179,7 +180,7 @@ class GroupSum {
       dk_heads_ += (dk_ - dk_before).cwiseAbs();
       dv_heads_ += (dv_ - dv_before).cwiseAbs();
     }
-    finish(x_.context_.keys_terms, x_.context_.forward.scale, x_.context_.keys_length, dq);
+    finish(x_.context_.keys_terms, p_.scale, x_.context_.keys_length, dq);
   }
 
   GroupGradients finish() {
@@ -191,7 +192,7 @@ class GroupSum {
       std::fill(m->slack.begin(), m->slack.end(), key_slack_);
     }
     const double length = x_.context_.rows_length;
-    finish(x_.context_.rows_terms, x_.context_.forward.scale, length, out_.dk);
+    finish(x_.context_.rows_terms, p_.scale, length, out_.dk);
     finish(x_.context_.rows_terms, 1, length, out_.dv);
     if (stores_heads_) {
       store_heads(dk_heads_, x_.context_.forward.scale, out_.dk);

@@ -355,7 +355,7 @@ double error_of_delta(const Contract& c, const GradientTruth& t, const RowNumber
 
 BackwardContext backward_context(const Attention& p) {
   BackwardContext x;
-  x.forward = {p.shape.dim, static_cast<double>(p.scale), static_cast<double>(p.softcap),
+  x.forward = {p.shape.dim, std::fabs(static_cast<double>(p.scale)), static_cast<double>(p.softcap),
                p.dropout > 0};
   x.value_dim = p.shape.value_dim;
   x.keep_scale = dropout_scale(p);

@@ -109,7 +109,7 @@ void BallRow::Evaluation::add_bits_for_exponents() {
     double absolute = 0;
     for (std::size_t d = 0; d < q_.size(); ++d)
       absolute += std::fabs(q_[d] * finite_or_zero(key(j, d)));
-    reach = std::max(reach, absolute * std::max(1.0, static_cast<double>(p_.scale)) +
+    reach = std::max(reach, absolute * std::max(1.0, std::fabs(static_cast<double>(p_.scale))) +
                                 finite_or_zero(seen_.magnitude[j]));
   }
   bits_ += std::ilogb(reach) + 8;

@@ -20,7 +20,7 @@ namespace assay {
 // What all rows of a problem have in common.
 struct BoundContext {
   Index dim = 0;
-  double scale = 1;
+  double scale = 1;  // its magnitude: a negative scale is a positive one of -Q
   double softcap = 0;
   bool dropout = false;
   double keep_scale = 1;  // 1 / (1 - p) under dropout

@@ -63,7 +63,7 @@ void certify_gradients(const Attention& p, const TensorView& d_o, Index b, Index
     const std::vector<float> row = magnitudes(p.k, b, g, j);
     for (std::size_t d = 0; d < row.size(); ++d) k_transposed[d * keys + usize(j)] = row[d];
   }
-  const float scale = p.scale;
+  const float scale = std::fabs(p.scale);
   RowVisibility seen;
   for (Index head = 0; head < s.group(); ++head) {
     const Index h = g * s.group() + head;

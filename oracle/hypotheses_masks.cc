@@ -434,6 +434,10 @@ constexpr Hypothesis hypotheses[] = {
      }},
     {"scale-missing", "scores are not scaled",
      [](Alteration& a, Index) { return std::exchange(a.problem.scale, 1.0f) != 1; }},
+    {"scale-sign-dropped", "the sign of the scale is dropped",
+     [](Alteration& a, Index) {
+       return std::exchange(a.problem.scale, std::fabs(a.problem.scale)) < 0;
+     }},
     {"scale-twice", "scores are scaled twice",
      [](Alteration& a, Index) { return a.problem.scale *= a.problem.scale, true; }},
     {"scale-square-root", "scores are scaled by the square root of the scale",

@@ -68,6 +68,12 @@ bool maximum_scaled_again(Alteration& a, Index tile) {
   a.softmax->maximum = TiledSoftmax::Maximum::scaled_again;
   return true;
 }
+bool maximum_before_scale(Alteration& a) {
+  const ProjectedAttention& p = a.problem;
+  const bool applies = p.scale < 0 && p.softcap == 0 && !p.bias && p.alibi_slopes.empty();
+  if (applies) a.softmax.emplace().maximum = TiledSoftmax::Maximum::before_scale;
+  return applies;
+}
 bool merged_maximum(Alteration& a, Index split) {
   return merge_wrongly(a, split, [](TiledSoftmax& s) { s.merge_keeps_first_max = true; });
 }
@@ -490,6 +496,12 @@ constexpr Hypothesis hypotheses[] = {
                           [](TiledSoftmax& s) { s.maximum = TiledSoftmax::Maximum::first; });
      },
      tiles},
+    {"maximum-before-scale", "the row maximum is that of the scores before the negative scale",
+     [](Alteration& a, Index) { return maximum_before_scale(a); }},
+    {"maximum-before-scale",
+     "the row maximum is that of the scores before the negative scale, inside the range of "
+     "binary32",
+     [](Alteration& a, Index) { return in_range_alone(a, maximum_before_scale(a)); }},
     {"maximum-scaled-again", "the row maximum is scaled twice (tiles of {})",
      [](Alteration& a, Index tile) { return maximum_scaled_again(a, tile); }, tiles},
     {"maximum-scaled-again",

@@ -188,7 +188,7 @@ void BlockEvaluation::score_keys(Index r) {
   const RowState& known = state(r);
   const BlockRow& row = block_.row(r);
   const Index first = row.seen_begin, last = row.seen_end, n = block_.count;
-  const double scale = x_.scale, cap = x_.softcap;
+  const double scale = p_.scale, cap = x_.softcap;
   char* visible = block_.visible.data() + r * n;
   double* scores = m_.gap.row(r).data();
   const bool all_seen = dense(r);
@@ -488,7 +488,7 @@ Reference::Reference(const ProjectedAttention& problem, const Contract& contract
                      const BoundTerms& terms)
     : problem_(problem), contract_(contract) {
   context_.dim = problem.shape.dim;
-  context_.scale = static_cast<double>(problem.scale);
+  context_.scale = std::fabs(static_cast<double>(problem.scale));
   context_.softcap = static_cast<double>(problem.softcap);
   context_.dropout = problem.dropout > 0;
   context_.keep_scale = dropout_scale(problem);

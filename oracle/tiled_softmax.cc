@@ -49,6 +49,8 @@ double next_maximum(const TiledSoftmax& how, double running, double of_tile, dou
     case TiledSoftmax::Maximum::first: return running > -inf ? running : of_tile;
     case TiledSoftmax::Maximum::of_tile: return of_tile;
     case TiledSoftmax::Maximum::scaled_again: return std::max(running, of_tile * scale);
+    case TiledSoftmax::Maximum::before_scale:
+      return running > -inf ? std::min(running, of_tile) : of_tile;
     default: return std::max(running, of_tile);
   }
 }
@@ -62,9 +64,13 @@ Foreseen sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
   bool sees = false, lost = false;
   double exponent = 0;
   const auto add_tile = [&](Sums& s, Index first, Index last) {
-    double of_tile = -inf;
-    for (Index j = first; j < last; ++j)
-      of_tile = std::max(of_tile, row.scores[usize(j - row.key0)]);
+    double of_tile = -inf, least = inf;
+    for (Index j = first; j < last; ++j) {
+      const double score = row.scores[usize(j - row.key0)];
+      of_tile = std::max(of_tile, score);
+      if (score > -inf) least = std::min(least, score);
+    }
+    if (how.maximum == TiledSoftmax::Maximum::before_scale) of_tile = least < inf ? least : -inf;
     if (of_tile == -inf) {
       // This kernel keeps the maximum of the last tile only. A masked tile loses it, and the sums.
       if (how.maximum == TiledSoftmax::Maximum::of_tile) s = Sums(o.size()), lost = true;

@@ -264,8 +264,8 @@ void check_case(const Case& c) {
   };
   check_dtype("dtype", c.dtype);
   check_dtype("out", c.out_dtype());
-  if (c.scale && !(*c.scale >= 0 && *c.scale < std::numeric_limits<float>::infinity()))
-    refuse(fmt::format("scale={} is not a finite number of at least 0", *c.scale));
+  if (c.scale && !std::isfinite(*c.scale))
+    refuse(fmt::format("scale={} is not a finite number", *c.scale));
   if (!(c.softcap >= 0 && c.softcap < std::numeric_limits<float>::infinity()))
     refuse(fmt::format("softcap={} is not a finite number of at least 0", c.softcap));
   if (c.sink && !(std::fabs(*c.sink) < std::numeric_limits<float>::infinity()))

@@ -361,7 +361,7 @@ std::vector<Field> shape_fields() {
        [](Case& c, Cursor& in) { parse_pair(in, '/', c.shape.dim, c.shape.value_dim); }},
       dtype_field("f64, f32, f16 or bf16, of Q, K, V and bias"),
       out_field("dtype of O; default: the same"),
-      {"scale", "of the scores; default: 1/sqrt(d) in binary32",
+      {"scale", "of the scores, also below 0; default: 1/sqrt(d) in binary32",
        [](const Case& c) { return c.scale ? fmt::format("{}", *c.scale) : ""; },
        [](Case& c, Cursor& in) { c.scale = in.real(); }},
       {"softcap", "c > 0: scores become c tanh(t/c)",

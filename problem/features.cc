@@ -21,6 +21,7 @@ constexpr Flag features_of_attention[] = {
     {"empty",
      [](const Case& c) { return c.shape.batch == 0 || c.shape.rows == 0 || c.shape.keys == 0; }},
     {"scale", [](const Case& c) { return c.scale.has_value(); }},
+    {"negative-scale", [](const Case& c) { return c.scale.value_or(1) < 0; }},
     {"softcap", [](const Case& c) { return c.softcap != 0; }},
     {"causal", [](const Case& c) { return c.causal; }},
     {"offset",

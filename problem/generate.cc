@@ -31,7 +31,8 @@ double subset_gap(double scale, int code_bits, double largest) {
 // What the families of scores need to know of a case.
 struct ScoresContext {
   const Case& c;
-  double scale;
+  double scale;          // its magnitude
+  double sign;           // of the scale: Q has it too, so that scores do not depend on it
   double root;           // about sqrt(D), which cancels the default scale
   double scale_of_ones;  // the score of two rows of ones, above 0 also if the scale is not
   double large;          // an element of Q whose square, summed over D, is about 60,000
@@ -351,11 +352,16 @@ ScoresContext context_of(const Case& c, const Attention& a) {
   const AttentionShape& s = c.shape;
   const auto last_key = static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1));
   const Index bits = std::min<Index>({static_cast<Index>(std::bit_width(last_key)), s.dim - 1, 31});
-  const auto scale = static_cast<double>(a.scale), root = static_cast<double>(ceil_sqrt(s.dim));
+  const auto scale = std::fabs(static_cast<double>(a.scale)),
+             root = static_cast<double>(ceil_sqrt(s.dim));
   const double large = static_cast<double>(ceil_sqrt(60000 * 64 / s.dim)) / 8;
-  return {c,     scale,
-          root,  std::max(scale * static_cast<double>(s.dim), 1e-30),
-          large, static_cast<int>(bits)};
+  return {c,
+          scale,
+          a.scale < 0 ? -1.0 : 1.0,
+          root,
+          std::max(scale * static_cast<double>(s.dim), 1e-30),
+          large,
+          static_cast<int>(bits)};
 }
 
 // dO and, where the case has it, dLSE.
@@ -392,7 +398,7 @@ void make_tensors(const Case& c, Inputs& in) {
   a.v = in.v.view();
   const ScoresContext context = context_of(c, a);
   const Padding padding(c, a);
-  fill(a.q, [&](const Position& p) { return query(context, p); });
+  fill(a.q, [&](const Position& p) { return context.sign * query(context, p); });
   fill(a.k, [&](const Position& p) { return padding.hidden_or(a.k, p, key(context, p)); });
   fill(a.v, [&](const Position& p) {
     return padding.hidden_or(a.v, p,

@@ -282,13 +282,13 @@ const std::vector<Bad>& bad_inputs() {
          c.problem.flags = 0;
          c.problem.scale = NAN;
        },
-       1, "Invalid arguments: scale = nan is not a finite number of at least 0"},
-      {"negative scale",
+       1, "Invalid arguments: scale = nan is not a finite number"},
+      {"infinite scale",
        [](Call& c) {
          c.problem.flags = 0;
-         c.problem.scale = -0.5f;
+         c.problem.scale = -INFINITY;
        },
-       1, "Invalid arguments: scale = -0.5 is not a finite number of at least 0"},
+       1, "Invalid arguments: scale = -inf is not a finite number"},
       {"softcap", [](Call& c) { c.problem.softcap = -1; }, 1,
        "Invalid arguments: softcap = -1 is not a finite number of at least 0"},
       {"dropout", [](Call& c) { c.problem.dropout = 1; }, 1,

@@ -447,7 +447,7 @@ TEST(Case, ImpossibleCases) {
            {"attention out=e8m0", {"out", "e8m0", "bf16"}},
            {"attention scale=nan", {"scale", "nan", "finite"}},
            {"attention scale=inf", {"scale", "inf", "finite"}},
-           {"attention scale=-1", {"scale", "-1", "at least 0"}},
+           {"attention scale=-inf", {"scale", "-inf", "finite"}},
            {"attention softcap=-2", {"softcap", "-2", "at least 0"}},
            {"attention softcap=nan", {"softcap", "nan", "finite"}},
            {"attention softcap=inf", {"softcap", "inf", "finite"}},

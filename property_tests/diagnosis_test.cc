@@ -47,6 +47,7 @@ const std::vector<Planted> planted = {
     {"kv-head-modulo", "attention b=1 h=4/2 l=9x50 d=16"},
     {"scale-off-by-one-percent", "attention b=1 h=2 l=9x50 d=16"},
     {"scale-hard-wired", "attention b=1 h=2 l=9x50 d=16 scale=0.4"},
+    {"scale-sign-dropped", "attention b=1 h=2 l=9x50 d=16 scale=-0.4"},
     {"zero-at-tail-enters-sum", "attention b=1 h=2 l=9x50 d=16"},
     {"accumulator-not-rescaled", "attention b=1 h=2 l=9x300 d=16"},
     {"sum-not-rescaled", "attention b=1 h=2 l=9x300 d=16"},

@@ -150,7 +150,7 @@ TEST(Forward, RefusesWhatCannotBe) {
          "query_heads = 4 is not a positive multiple of kv_heads = 3");
   expect([](Attention& p, AttentionOutput&) { p.shape.kv_heads = 0; }, bad, "kv_heads = 0");
   expect([](Attention& p, AttentionOutput&) { p.scale = NAN; }, bad, "scale = nan");
-  expect([](Attention& p, AttentionOutput&) { p.scale = -1; }, bad, "scale = -1");
+  expect([](Attention& p, AttentionOutput&) { p.scale = -INFINITY; }, bad, "scale = -inf");
   expect([](Attention& p, AttentionOutput&) { p.softcap = INFINITY; }, bad, "softcap = inf");
   expect([](Attention& p, AttentionOutput&) { p.dropout = 1; }, bad,
          "dropout = 1 is outside [0, 1)");

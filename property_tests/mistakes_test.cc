@@ -53,6 +53,7 @@ struct Mistake {
   double scale_times = 1;
   Index key_rows = 0;  // K of each key is that of the key so far behind
   bool exchanges_keys_and_values = false;
+  bool maximum_before_scale = false;
   // The rows that are computed wrongly; empty: all.
   std::function<bool(Index b, Index h, Index i)> where = nullptr;
   // In the backward pass only.
@@ -80,11 +81,13 @@ class PlainKernel {
     const std::vector<double> s = scores(b, h, i);
     double top = m_.zeros_behind > 0 ? 0 : -INFINITY, sum = 0;
     for (double x : s) top = std::max(top, x);
+    if (m_.maximum_before_scale && p_.scale < 0) top = *std::ranges::min_element(s);
     std::vector<double> o(usize(s_.value_dim), 0.0);
     for (std::size_t j = 0; j < s.size(); ++j) {
       const auto key = static_cast<Index>(j);
       const double times = key == m_.key ? m_.times : m_.key_times ? m_.key_times(key) : 1;
       double weight = times * std::exp(m_.exponent * (s[j] - top));
+      if (m_.maximum_before_scale) weight = static_cast<float>(weight);  // which may be infinite
       sum += weight;
       if (m_.value_times) weight *= m_.value_times(key);
       const Index g = m_.v_of_head_modulo ? h % s_.kv_heads : h / s_.group();
@@ -197,7 +200,7 @@ Diagnosis diagnosis_of(const Mistake& mistake, const std::string& line,
   JudgeOptions options;
   options.evidence = EvidenceRule::fail;
   const Verdict v = judge_by_ladder(in.problem, out.view(), 64, options);
-  EXPECT_EQ(v.outcome, Outcome::fail) << line;
+  EXPECT_EQ(v.outcome, Outcome::fail) << line << ": " << v.contract << ": " << v.reason;
   return diagnose(in.problem, out.view(), nullptr, v, options);
 }
 
@@ -331,6 +334,9 @@ TEST(Mistakes, OfForwardKernelsAreNamed) {
       {"log2-e-rounded", {.exponent = 1.4453125 / 1.4426950408889634}, {"f32", "f16"}},
       {"tf32-products", {.operands = tf32}, {"f32", "f32 causal offset=end"}},
       {"bf16-products", {.operands = rounds_to(Dtype::bf16)}, {"f32", "f32 causal offset=end"}},
+      {"maximum-before-scale",
+       {.maximum_before_scale = true},
+       {"f32 scale=-0.25 scores=huge", "bf16 causal offset=end scale=-0.25 scores=huge"}},
       {"weights-in-bf16", {.weights = rounds_to(Dtype::bf16)}, {"f32"}},
       {"weights-in-f8e4m3", {.weights = rounds_to(Dtype::f8e4m3)}, {"f32", "f16", "bf16"}},
   };

@@ -564,7 +564,7 @@ TEST_F(Records, ContradictionsAreNamed) {
   refused("its line says causal twice", line("attention causal causal"));
   refused("causal=yes: a flag has no value", line("attention causal=yes"));
   refused("scale=fast: not a number", line("attention scale=fast"));
-  refused("scale = -1 is not a finite number", line("attention scale=-1"));
+  refused("scale = -inf is not a finite number", line("attention scale=-inf"));
   refused("window=3: two numbers are wanted", line("attention window=3"));
   refused("window=-1,9223372036854775807: outside [-1, 2^40]",
           line("attention window=-1,9223372036854775807"));

@@ -146,8 +146,8 @@ TEST(Varlen, RefusesWhatCannotBe) {
   expect({0, 4, 10}, {0, 10}, bad, "cu_rows has 3 entries, cu_keys 2");
   expect({0, 10}, {0, 10}, bad, "offset has 2 entries, not 1",
          [](Attention& p) { p.offset = {0, 0}; });
-  expect({0, 10}, {0, 10}, bad, "scale = -1 is not a finite number of at least 0",
-         [](Attention& p) { p.scale = -1; });
+  expect({0, 10}, {0, 10}, bad, "scale = -inf is not a finite number",
+         [](Attention& p) { p.scale = -INFINITY; });
   expect({0, 10}, {0, 10}, bad, "batch = 2 of packed sequences is not 1",
          [](Attention& p) { p.shape.batch = 2; });
   expect({0, 10}, {0, 10}, StatusCode::unsupported,

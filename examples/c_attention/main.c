@@ -63,9 +63,9 @@ int main(void) {
 
   /* A call that is refused says why. */
   problem.flags = 0;
-  problem.scale = -1;
+  problem.scale = NAN;
   if (assay_sdpa(context, &problem, &to, &tlse, ASSAY_AUTOMATIC, NULL) != ASSAY_INVALID_ARGUMENTS)
-    return failed("a negative scale passed");
+    return failed("a scale that is no number passed");
   printf("refused: %s\n", assay_last_error());
   if (assay_context_destroy(context)) return failed("destroy");
   free(q);

@@ -23,6 +23,7 @@ struct NeededBy {
 
 // The features that a problem needs whichever case it comes from: relations change problems.
 constexpr NeededBy needs[] = {
+    {"negative-scale", [](const Attention& p) { return p.scale < 0; }},
     {"softcap", [](const Attention& p) { return p.softcap != 0; }},
     {"causal", [](const Attention& p) { return p.causal; }},
     {"window", [](const Attention& p) { return p.window_left != -1 || p.window_right != -1; }},

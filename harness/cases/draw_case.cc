@@ -129,8 +129,10 @@ void draw_feature(Choices& in, Case& c) {
       break;
     case 17: c.softcap = static_cast<float>(in.of({0.0f, 0.5f, 1.0f, 5.0f, 50.0f})); break;
     case 18:
-      c.scale = in.flag() ? std::optional(in.of({0.0f, 1e-45f, 0.01f, 0.3f, 1.5f, 10.0f, 1e10f}))
-                          : std::nullopt;
+      c.scale =
+          in.flag()
+              ? std::optional(in.of({0.0f, 1e-45f, 0.01f, 0.3f, 1.5f, 10.0f, 1e10f, -0.3f, -10.0f}))
+              : std::nullopt;
       break;
     case 19: c.dropout = in.of({0.0f, 0.1f, 0.5f, 0.9f}), c.dropout_seed = in.below(100); break;
     case 20: c.hidden = in.any<Hidden>(); break;

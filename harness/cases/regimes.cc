@@ -143,6 +143,14 @@ void add_diagonals_of_gradients(std::vector<Case>& cases, const SuiteSeed& seed)
   }
 }
 
+void add_negative_scales(std::vector<Case>& cases, const SuiteSeed& seed,
+                         const std::string& operation) {
+  for (const char* fields : {"b=1 h=2 l=40x200 d=64 scale=-0.125 scores=huge",
+                             "b=2 h=4/2 l=70 d=128 dtype=bf16 causal scale=-0.08 scores=huge",
+                             "b=1 h=3 l=9x130 d=32 dtype=f16 scale=-0.3 values=one-hot"})
+    add_line(cases, seed, fmt::format("{} {}", operation, fields));
+}
+
 void add_extents(std::vector<Case>& cases, const SuiteSeed& seed) {
   for (const char* line :
        {"attention b=1 h=2 l=300x1000 d=64 dtype=bf16 causal offset=end rows=8",

@@ -36,6 +36,11 @@ void add_diagonals(std::vector<Case>& cases, const SuiteSeed& seed);
 // Causal diagonals of gradients, whose offsets have every residue modulo tiles of up to 128 keys.
 void add_diagonals_of_gradients(std::vector<Case>& cases, const SuiteSeed& seed);
 
+// Negative scales, also with scores so far apart that a maximum that is taken before the scale
+// leaves the range of binary32.
+void add_negative_scales(std::vector<Case>& cases, const SuiteSeed& seed,
+                         const std::string& operation);
+
 // Many keys, rows, heads and batches, of which few rows are judged; no keys at all; masks beyond
 // the key 65,536.
 void add_extents(std::vector<Case>& cases, const SuiteSeed& seed);

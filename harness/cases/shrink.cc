@@ -1,6 +1,7 @@
 #include "harness/cases/shrink.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace assay {
 
@@ -197,6 +198,9 @@ std::vector<Case> smaller(const Case& c) {
   step([&](Case& n) { n.softcap = 0; });
   step([&](Case& n) { n.dropout = 0, n.dropout_seed = 0; });
   step([&](Case& n) { n.scale.reset(); });
+  step([&](Case& n) {
+    if (n.scale) n.scale = std::fabs(*n.scale);
+  });
   step([&](Case& n) {
     n.q_layout = n.k_layout = n.v_layout = n.o_layout = {};
     n.d_o_layout.reset();

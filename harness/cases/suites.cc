@@ -117,6 +117,7 @@ Suite smoke(const SuiteSeed& seed) {
   add_visible_specials(suite.cases, seed, "attention b=1 h=2 l=9x40 d=64 causal offset=end");
   add_line(suite.cases, seed, "attention b=1 h=2 l=150x500 d=64 rows=4");
   add_line(suite.cases, seed, "attention b=2 h=9 l=20x40 d=128 causal");
+  add_line(suite.cases, seed, "attention b=1 h=2 l=20x70 d=64 scale=-0.125");
   return suite;
 }
 
@@ -140,7 +141,7 @@ Suite plain(const SuiteSeed& seed) {
   add_visible_specials(suite.cases, seed, "attention b=1 h=2 l=20 d=64 causal");
   for (const char* line :
        {"attention b=1 h=2 l=300x1000 d=64 rows=4", "attention b=1 h=2 l=520 d=128 causal rows=6",
-        "attention b=3 h=8 l=20x40 d=64"})
+        "attention b=3 h=8 l=20x40 d=64", "attention b=2 h=4/2 l=20x70 d=64 scale=-0.125"})
     add_line(suite.cases, seed, line);
   return suite;
 }
@@ -165,6 +166,7 @@ Suite standard(const SuiteSeed& seed) {
     add_visible_specials(suite.cases, seed, fields);
   add_diagonals(suite.cases, seed);
   add_extents(suite.cases, seed);
+  add_negative_scales(suite.cases, seed, "attention");
   // Arrays over features alone do not make the suite adequate. These cases add rows in which every
   // lane has a weight that shows, in each kind of tile, for each dtype and tile width.
   std::uint64_t k = 0;
@@ -236,6 +238,7 @@ Suite backward(const SuiteSeed& seed) {
         "backward b=1 h=2 l=20x37 d=64 grad=tiny dlse=head-number layout=g:strided",
         "backward b=1 h=2 l=20x37 d=64 lengths=30 alibi dlse=signed-zeros"})
     add_line(suite.cases, seed, line);
+  add_negative_scales(suite.cases, seed, "backward");
   // More rows than any tile of them has, and a last key in a tile of its own.
   for (const char* dtype : {"f32", "f16", "bf16"})
     for (const char* lengths : {"l=300x40 d=64", "l=1030x17 d=32", "l=40x257 d=64"})

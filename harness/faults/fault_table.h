@@ -170,6 +170,8 @@ inline constexpr auto planted_faults = [] {
        "values-are-keys"},
       {"scale-hard-wired", "F42", forward,
        "scores are scaled by 1 / sqrt(D), whatever the scale is", "scale-default"},
+      {"scale-sign-dropped", "F42", forward, "a negative scale is taken for a positive one",
+       "scale-sign-dropped"},
       {"rescale-in-half-precision", "F48", forward,
        "e^(m - m') is kept in fp16: it flushes below 2^-25", "corrections-in-half"},
       {"offset-in-32-bits", "F45", forward, "offsets into K are kept in 32 bits",

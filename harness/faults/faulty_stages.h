@@ -28,6 +28,7 @@ struct FaultyStages : kernels::NoStages {
   }
   float scale(float declared) const {
     if (fault == "scale-hard-wired"_fault) return default_scale(problem->shape.dim);
+    if (fault == "scale-sign-dropped"_fault) return std::fabs(declared);
     return fault == "scale-off-by-one-percent"_fault ? declared * 1.01f : declared;
   }
   // Places two parts of the workspace on top of each other.

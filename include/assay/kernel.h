@@ -116,7 +116,7 @@ enum {
 typedef struct assay_attention {
   uint32_t version, struct_size;
   const assay_tensor *q, *k, *v; /* f32, f16 or bf16, all of one dtype */
-  float scale, softcap;          /* softcap 0 means none */
+  float scale, softcap;          /* scale may be negative; softcap 0 means none */
   uint32_t flags;
   float dropout;
   uint64_t dropout_seed;
