@@ -23,9 +23,10 @@ namespace {
 constexpr std::size_t page = 4096;
 constexpr unsigned char slack =
     0xFF;  // around and in what is not written yet: NaN in every float format
-// Addresses that are free in every process: they lie below those that the loader, stacks and the
-// thread sanitizer use.
-constexpr std::size_t bases[] = {0x7ea000000000, 0x7f0000000000, 0x7e9000000000};
+// Addresses that are free in every process. The system maps memory downwards from an address that
+// it draws above 0x7eff00000000, and tensors of a distant layout take hundreds of GiB, so the first
+// one lies far below. The thread sanitizer has only the others.
+constexpr std::size_t bases[] = {0x700000000000, 0x7ea000000000, 0x7f0000000000, 0x7e9000000000};
 constexpr std::size_t largest_arena = std::size_t{256} << 30;  // nearly all of it may be holes
 
 constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
