@@ -55,7 +55,7 @@ struct Contract {
   bool divides_first = false;
   // Every weight is e^(s - LSE), with LSE as it is stored: divided first, without a division.
   bool weights_from_lse = false;
-  int division_roundings = 2;  // 2: times 1/l, 1: divided by l
+  int division_roundings = 2;  // 2: times 1/l, 1: divided by l, 0: nothing is divided
   // Only for the backward pass with a weight_dtype: dS is computed from rounded weights, and is
   // scaled before it is rounded itself.
   bool score_gradients_late = false;

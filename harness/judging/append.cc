@@ -39,10 +39,6 @@ void take_over_free_bits(const Part& part, Index page, Index slot) {
   }
 }
 
-bool same_number(double x, double y) {
-  return x == y ? std::signbit(x) == std::signbit(y) : std::isnan(x) && std::isnan(y);
-}
-
 // The first element or scale of a token that is not stored as the rule says.
 std::string compare_token(const Part& part, Index b, Index j, Index page, Index slot) {
   const auto compare = [&](const char* what, const TensorView& mine,
@@ -51,7 +47,7 @@ std::string compare_token(const Part& part, Index b, Index j, Index page, Index 
       for (Index d = 0; d < mine.shape[3]; ++d) {
         const double got = load(mine, mine.at(page, g, slot, d)),
                      wanted = load(rule, rule.at(page, g, slot, d));
-        if (!same_number(got, wanted))
+        if (!stored_alike(got, wanted))
           return fmt::format(
               "{} of token {} of sequence {} (head {}, {} {}) is stored as {:.9g}, "
               "by the rule {:.9g}",

@@ -2,6 +2,7 @@
 // quantizers, dequantizers. What judging them found, and what else is asked of them.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -23,6 +24,11 @@ struct JudgedBits {
   std::string wrong;                 // empty: every bit is that of the rule
   std::optional<Explanation> cause;  // what explains all that is wrong, if it is known
 };
+
+// Whether two numbers are stored alike: NaN has no sign and no bits, 0 has a sign.
+inline bool stored_alike(double x, double y) {
+  return x == y ? std::signbit(x) == std::signbit(y) : std::isnan(x) && std::isnan(y);
+}
 
 // A part of what a call writes, and how messages call it.
 struct WrittenBytes {

@@ -3,13 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
 
+#include "harness/judging/judged_bits.h"
 #include "oracle/low_bit_operands.h"
 
 namespace assay {
@@ -199,11 +198,6 @@ constexpr OtherRounding other_roundings[] = {
      }},
 };
 
-bool same_number(double x, double y) {
-  return std::bit_cast<std::uint64_t>(x) == std::bit_cast<std::uint64_t>(y) ||
-         (std::isnan(x) && std::isnan(y));
-}
-
 // The codes that were written, beside what is rounded to them.
 class Codes {
  public:
@@ -236,7 +230,7 @@ class Codes {
     return s == 0 ? 0 : stored(other.of(grid(k, n), t_, number(q_, k, n), s));
   }
   double got(Index k, Index n) const { return got_.code_at(k, n); }
-  bool is_right(Index k, Index n) const { return same_number(got(k, n), right(k, n)); }
+  bool is_right(Index k, Index n) const { return stored_alike(got(k, n), right(k, n)); }
   Index keys() const { return q_.got.k; }
   bool in_last_group(Index k) const {
     return q_.got.k % got_.step != 0 && k >= q_.got.k / got_.step * got_.step;
@@ -258,10 +252,10 @@ class Codes {
 std::optional<Explanation> fault_of_codes(const Codes& codes) {
   for (const OtherRounding& other : other_roundings)
     if (codes.all(
-            [&](Index k, Index n) { return same_number(codes.got(k, n), codes.by(other, k, n)); }))
+            [&](Index k, Index n) { return stored_alike(codes.got(k, n), codes.by(other, k, n)); }))
       return explained(other.name, std::string(other.words));
   const auto exchanged = [&](Index k, Index n) {
-    return (k ^ 1) < codes.keys() ? same_number(codes.got(k, n), codes.right(k ^ 1, n)) : true;
+    return (k ^ 1) < codes.keys() ? stored_alike(codes.got(k, n), codes.right(k ^ 1, n)) : true;
   };
   if (codes.all(exchanged))
     return explained("quantizer-nibbles-exchanged", "pairs of codes have each other's place");
