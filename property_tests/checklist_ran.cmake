@@ -2,7 +2,8 @@
 #
 # Fails unless every test that the checklist names is in the JUnit file that ctest wrote, has run
 # and has passed. If a test has several instances, each of them must have passed. A test that was
-# skipped, whether it is named or not, has to say why. The skipped tests are printed and counted.
+# skipped, whether it is named or not, has to say why. The skipped tests are printed and counted,
+# and of each that failed the end of what it said is printed again, below a thousand others.
 cmake_minimum_required(VERSION 3.25)
 
 # Reads a file as text that a list of CMake keeps unchanged.
@@ -60,6 +61,13 @@ foreach(test IN LISTS tests)
   else()
     list(APPEND not_passed "${plain}")
     list(APPEND problems "${name}: ${status}")
+    string(REGEX REPLACE ".*<system-out>([^<]*)</system-out>" "\\1" said "${test}")
+    string(LENGTH "${said}" length)
+    if(length GREATER 3000)
+      math(EXPR from "${length} - 3000")
+      string(SUBSTRING "${said}" ${from} -1 said)
+    endif()
+    message(STATUS "failed: ${name}, which said at its end:\n${said}")
   endif()
 endforeach()
 

@@ -10,8 +10,9 @@ file(GLOB tests ${INSTALLED}/test/*.test.mjs)
 if(NOT tests)
   message(FATAL_ERROR "no test of the pages was found")
 endif()
-# The pages are those that the program holds. Two files of tests at a time keep two cores busy; each has a browser of its own.
-execute_process(COMMAND ${CMAKE_COMMAND} -E env ASSAY_PAGES=${INSTALLED}/dist ${NODE} --test --test-concurrency=2 ${tests}
+# The pages are those that the program holds. Two files of tests at a time keep two cores busy; each has a browser of its own. The
+# reporter tells at the end what failed.
+execute_process(COMMAND ${CMAKE_COMMAND} -E env ASSAY_PAGES=${INSTALLED}/dist ${NODE} --test --test-reporter=spec --test-concurrency=2 ${tests}
   WORKING_DIRECTORY ${INSTALLED} RESULT_VARIABLE failed)
 if(failed)
   message(FATAL_ERROR "the pages fail in the browser")

@@ -6,6 +6,7 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync
 import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import puppeteer from 'puppeteer-core';
 import { fill } from '../fill.mjs';
@@ -15,12 +16,20 @@ export const fixture = (name) =>
   JSON.parse(readFileSync(join(here, '../fixtures', `${name}.json`), 'utf8'));
 
 export class Bench {
+  // limit, in milliseconds: how long a call of the driver, or a frame, may take before the browser
+  // counts as stuck. Beside other builds a browser has waited for a minute.
+  constructor({ limit = 180000 } = {}) {
+    this.limit = limit;
+    this.launched = 0;
+  }
+
   async start() {
     const chromium = process.env.CHROMIUM || '/usr/bin/chromium';
     if (!existsSync(chromium))
       throw new Error(
         `these tests need a browser and ${chromium} is not there: install chromium, or set CHROMIUM to where it is`,
       );
+    this.chromium = chromium;
     this.folder = mkdtempSync(join(tmpdir(), 'assay-pages-'));
     // Bundling takes as long as several tests, so a caller that has the pages names their folder.
     this.built = process.env.ASSAY_PAGES || this.folder;
@@ -36,13 +45,18 @@ export class Bench {
     });
     await new Promise((done) => this.server.listen(0, '127.0.0.1', done));
     this.origin = `http://127.0.0.1:${this.server.address().port}`;
+    await this.launch();
+    return this;
+  }
+
+  async launch() {
+    ++this.launched;
     this.browser = await puppeteer.launch({
-      executablePath: chromium,
+      executablePath: this.chromium,
       // On a starved machine the watchdog takes the process that draws for one that hangs, ends it,
       // and a page that was drawing may get no frame again.
       args: ['--no-sandbox', '--disable-gpu-watchdog'],
-      // All limits here are ends: beside other builds a browser has waited for minutes.
-      protocolTimeout: 600000,
+      protocolTimeout: this.limit,
     });
     await this.browser
       .defaultBrowserContext()
@@ -51,15 +65,64 @@ export class Bench {
         'clipboard-write',
         'clipboard-sanitized-write',
       ]);
-    this.keeper = setInterval(() => this.front?.bringToFront().catch(() => {}), 1000);
-    return this;
+  }
+
+  // Ends the browser, whatever state it is in.
+  async quit() {
+    const browser = this.browser,
+      child = browser?.process();
+    this.browser = this.page = undefined;
+    if (!browser) return;
+    if (child?.exitCode !== null || child?.signalCode !== null) return;
+    const gone = new Promise((done) => child.once('exit', done));
+    const late = setTimeout(() => child.kill('SIGKILL'), Math.min(this.limit, 20000));
+    await Promise.race([browser.close().catch(() => {}), gone]);
+    await gone;
+    clearTimeout(late);
   }
 
   async stop() {
-    clearInterval(this.keeper);
-    await this.browser?.close();
+    await this.quit();
     this.server?.close();
     if (this.folder) rmSync(this.folder, { recursive: true, force: true });
+  }
+
+  // Whether the browser has stopped to answer, or the page that was opened last gets no frames.
+  async stuck() {
+    if (!this.browser?.connected) return true;
+    if (!this.page || this.page.isClosed()) return false;
+    const framed = this.page
+      .evaluate(() => new Promise((done) => requestAnimationFrame(() => done(true))))
+      .catch(() => false);
+    let timer;
+    const late = new Promise((done) => (timer = setTimeout(() => done(false), this.limit / 3)));
+    const answered = await Promise.race([framed, late]);
+    clearTimeout(timer);
+    return !answered;
+  }
+
+  // Runs a body in the browser. A browser that a starved machine has stuck says nothing about the
+  // page, so the body runs again in a new one; a failure in a browser that draws stands.
+  async tried(body, tell) {
+    for (let left = 2; ; --left) {
+      try {
+        return await body();
+      } catch (error) {
+        if (left === 0 || !(await this.stuck())) throw error;
+        tell(`the browser was stuck and is started anew: ${error.message}`);
+        await this.quit();
+        await this.launch();
+      }
+    }
+  }
+
+  test(name, body) {
+    test(name, (t) =>
+      this.tried(
+        () => body(t),
+        (line) => t.diagnostic(line),
+      ),
+    );
   }
 
   template(name) {
@@ -84,7 +147,11 @@ export class Bench {
     const html = this.html(template, data),
       path = `/${template}-${this.pages.size}.html`;
     this.pages.set(path, html);
-    const page = await this.browser.newPage();
+    // A window of its own: of several tabs only the one in front gets frames, and which one that is may
+    // change at any time after another was closed.
+    const page = await this.browser.newPage({ type: 'window' });
+    this.page = page;
+    page.setDefaultTimeout(Math.min(this.limit, 120000));
     const wrong = [];
     const url = file ? `file://${this.file(path.slice(1), html)}` : this.origin + path;
     page.on('console', (m) => {
@@ -106,18 +173,9 @@ export class Bench {
     ]);
     if (before) await page.evaluateOnNewDocument(before);
     await page.goto(url + hash);
-    // After another tab was closed, the tab behind it may come to the front after this one, at any
-    // later time. A page that is not in front has no frames: nothing is drawn, and a click or a hover
-    // of the driver, which scrolls first and waits for a frame, would never end. So the page that is
-    // worked with comes to the front again and again.
-    this.front = page;
-    await page.bringToFront();
-    await page.waitForSelector(template === 'report' ? '#overview, #case' : '.empty, table, h2', {
-      timeout: 120000,
-    });
+    await page.waitForSelector(template === 'report' ? '#overview, #case' : '.empty, table, h2');
     page.wrong = wrong;
     page.finish = async () => {
-      if (this.front === page) this.front = undefined;
       await page.close();
       assert.deepEqual(wrong, []);
     };
@@ -128,7 +186,7 @@ export class Bench {
 export const texts = (page, selector) =>
   page.$$eval(selector, (all) => all.map((e) => e.textContent.trim()));
 export const text = (page, selector) => page.$eval(selector, (e) => e.textContent.trim());
-// This waits by the clock, because a page that is not in front has no frames at which it could ask.
+// This waits by the clock, because a page without frames could not ask at them.
 export const until = (page, what, ...args) =>
   page.waitForFunction(what, { timeout: 60000, polling: 50 }, ...args);
 export const shown = (page, selector) =>
@@ -167,7 +225,7 @@ export async function drawAll(page) {
     await framed();
     return missing;
   };
-  for (const end = Date.now() + 300000; ; ) {
+  for (const end = Date.now() + 120000; ; ) {
     await page.bringToFront();
     const missing = await page.evaluate(pass);
     if (missing === 0 || (await page.evaluate(drawn))) return until(page, drawn);

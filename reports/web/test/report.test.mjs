@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { after, before } from 'node:test';
 import {
   Bench,
   checkContrast,
@@ -20,6 +20,7 @@ import {
 const bench = new Bench();
 before(() => bench.start());
 after(() => bench.stop());
+const test = (name, body) => bench.test(name, body);
 
 const run = fixture('report');
 const failing = run.results

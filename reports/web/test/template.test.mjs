@@ -66,6 +66,55 @@ test('the bench hears what a page does wrong', async () => {
   await assert.rejects(page.finish());
 });
 
+// Breaks the browser of a first run, and gives how often the body ran and what was told.
+async function broken(how) {
+  const other = new Bench({ limit: 15000 }),
+    told = [];
+  let ran = 0;
+  await other.start();
+  try {
+    await other.tried(
+      async () => {
+        const page = await other.open('report', { results: [] });
+        if (++ran === 1) how(other.browser.process());
+        assert.equal(await page.evaluate(() => 1 + 1), 2);
+        await page.finish();
+      },
+      (line) => told.push(line),
+    );
+  } finally {
+    await other.stop();
+  }
+  return { ran, told };
+}
+
+for (const [name, signal] of [
+  ['hangs', 'SIGSTOP'],
+  ['has crashed', 'SIGKILL'],
+])
+  test(`a browser that ${name} fails no page: it is started anew, and that is told`, async () => {
+    const { ran, told } = await broken((process) => process.kill(signal));
+    assert.equal(ran, 2);
+    assert.equal(told.length, 1);
+    assert.match(told[0], /started anew/);
+  });
+
+test('a failure in a browser that draws stands at once', async () => {
+  let ran = 0;
+  await assert.rejects(
+    bench.tried(
+      async () => {
+        ++ran;
+        await bench.open('report', { results: [] });
+        assert.equal(1, 2);
+      },
+      () => assert.fail('the browser was taken for a stuck one'),
+    ),
+    /1 !== 2/,
+  );
+  assert.equal(ran, 1);
+});
+
 test('the filler refuses what is no template', () => {
   assert.throws(() => fill('nothing', '{}'), /one place/);
   assert.equal(fill('a@DATA@b', '"</script>$&"'), 'a"\\u003c/script>$&"b');
