@@ -319,11 +319,12 @@ RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const Emu
 Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index serial) {
   Schedule how;
   const auto unit = [&] { return static_cast<double>(random() >> 11) * 0x1p-52 - 1; };
-  constexpr Index tiles[] = {16, 32, 64, 128, 256}, parts[] = {0, 8, 16, 32}, halves[] = {1, 4, 16};
+  constexpr Index tiles[] = {16, 32, 64, 128, 256}, parts[] = {0, 0, 8, 16}, halves[] = {1, 4, 16};
   how.tile = c.ordered ? c.tile : tiles[random.below(std::size(tiles))];
   how.dim_seed = serial == 0 ? 0 : random();
   how.two_orders = !c.ordered && serial % 8 < 4;
-  how.dot_part = parts[random.below(std::size(parts))];
+  const Index part = parts[random.below(std::size(parts))];
+  how.dot_part = c.ordered ? 0 : part;
   how.half_part = halves[random.below(std::size(halves))];
   how.scales_query = !c.ordered && random.below(2) != 0;
   how.base_two = c.fused_argument;

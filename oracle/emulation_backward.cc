@@ -19,12 +19,16 @@ double lse_of_scores(const EmulatedRows& x, const Eigen::ArrayXd& s) {
 }
 
 // exp(s - lse) before its own error. A kernel that computes 2^x multiplies both numbers by log2 e;
-// the product with lse is rounded, and the other one is fused into the difference.
-Eigen::ArrayXd weights_of_row(const Schedule& how, const Eigen::ArrayXd& s, double lse) {
+// the product with lse is rounded, and the other one is fused into the difference. The constant of
+// the scores is rounded together with the scale, that of LSE alone: where scores are large, the
+// weights of all rows are off by one factor.
+Eigen::ArrayXd weights_of_row(const Contract& c, const Schedule& how, const Eigen::ArrayXd& s,
+                              double lse) {
   if (!how.base_two) return (s - lse).cast<float>().cast<double>().exp();
   constexpr double log2e = std::numbers::log2e_v<float>;
   const auto subtracted = static_cast<double>(static_cast<float>(lse * log2e));
-  return ((s * log2e - subtracted).cast<float>().cast<double>() * std::numbers::ln2).exp();
+  const double folded = log2e * (1 + how.constant * c.scale_error);
+  return ((s * folded - subtracted).cast<float>().cast<double>() * std::numbers::ln2).exp();
 }
 
 }  // namespace
@@ -55,7 +59,7 @@ EmulatedGradients emulate_backward(const Contract& c, const Schedule& how, const
     if (!(lse > -std::numeric_limits<double>::infinity())) continue;
     if (!how.keeps_weights) lse = static_cast<double>(static_cast<float>(lse));
     const Eigen::ArrayXd weight =
-        weights_of_row(how, scores, lse) * (1 + offset + per_unit * (scores - lse).max(-200.0));
+        weights_of_row(c, how, scores, lse) * (1 + offset + per_unit * (scores - lse).max(-200.0));
     const double floor = how.flushes ? c.exp_floor : 0;
     p.row(r) = (weight < floor).select(0.0, weight).cast<float>().matrix().transpose();
     const float delta = in.d_o.row(r).dot(in.o.row(r)) - in.d_lse(r);
