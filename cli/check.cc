@@ -212,6 +212,7 @@ int run(CheckOptions& o) {
   const PageSections sections = sections_of_page(o.files);
   std::unique_ptr<Candidate> candidate = open_candidate(o);
   const Features has = drawn_features(*candidate);
+  const std::vector<std::string> remarks = candidate->remarks();
   if (!candidate->guest()) candidate.reset();  // it may hold a device
   const Selection selection = asked_selection(o, o.selection.seed, has);
   if (o.list) {
@@ -235,6 +236,7 @@ int run(CheckOptions& o) {
                        .seed = o.selection.seed,
                        .left_out = selection.left_out,
                        .share_drawn = selection.share_drawn,
+                       .remarks = remarks,
                        .state = state,
                        .not_run = ran.not_run,
                        .why_not_run = ran.why_not_run,

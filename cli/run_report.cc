@@ -159,6 +159,7 @@ void print_results(const Run& run, const RunFacts& facts) {
     for (const CaseResult& r : run.results) tell_case(r, facts.explain);
   if (!single) print_many(run, facts);
   if (!single || facts.explain || facts.required != 0) print_invariances(run.summary.invariances);
+  for (const std::string& remark : facts.remarks) tell("{}\n", remark);
   tell("{}\n", run.summary.sentence);
 }
 

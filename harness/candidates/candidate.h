@@ -133,6 +133,8 @@ struct CandidateFacts {
   // Its conventions, where kernels differ and all of them are right. Without a value, those of our
   // documents if it promises bits, and otherwise none.
   std::optional<Conventions> conventions = {};
+  // What its user should know whatever the verdict: an argument that always kept its default.
+  std::vector<std::string> remarks = {};
 };
 
 class Guest;
@@ -144,6 +146,7 @@ class Candidate {
   const Abilities& abilities() const { return facts_.abilities; }
   const Features& features() const { return facts_.features; }
   const Conventions& conventions() const { return *facts_.conventions; }
+  const std::vector<std::string>& remarks() const { return facts_.remarks; }
   // From now on the candidate computes by this variant, below abilities().variants, and answers for
   // it. A candidate begins with variant 0.
   void use_variant(int variant) { variant_ = variant; }

@@ -60,7 +60,8 @@ NamedCandidate::NamedCandidate(Facts facts, Answer answer)
                                .own_process = facts.own_process,
                                .pages = true},
                  .features = facts.features,
-                 .conventions = facts.conventions}),
+                 .conventions = facts.conventions,
+                 .remarks = std::move(facts.remarks)}),
       contracts_(std::move(facts.contracts)),
       answer_(std::move(answer)) {}
 

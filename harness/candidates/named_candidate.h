@@ -22,6 +22,7 @@ class NamedCandidate : public Candidate {
     bool own_process = false;  // as in Abilities
     // The conventions that it declares.
     Conventions conventions = {};
+    std::vector<std::string> remarks = {};  // as in CandidateFacts
   };
   // Computes the outputs of the call. Throws CandidateError for what no candidate may do, and
   // CandidateDeclined for what it does not support after all.

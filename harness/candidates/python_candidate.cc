@@ -13,7 +13,8 @@ std::unique_ptr<Candidate> make_python_candidate(const std::string& where) {
                             .lse = process->lse(),
                             .contracts = process->contracts(),
                             .own_process = true,
-                            .conventions = process->conventions()},
+                            .conventions = process->conventions(),
+                            .remarks = process->remarks()},
       [process](const NamedCall& call) { process->run(call); });
 }
 

@@ -79,16 +79,13 @@ void PythonProcess::start() {
   for (std::string word; words >> word;) features_.push_back(word);
   read_arithmetic();
   read_conventions();
+  read_remarks();
   if (lse != "lse unknown") lse_ = lse == "lse yes";
   else if (!asked_lse_) learn_lse();
 }
 
 void PythonProcess::read_arithmetic() {
-  std::istringstream words(receive_line());
-  std::string word;
-  int count = 0;
-  words >> word >> count;
-  for (; count > 0; --count) {
+  for (int count = receive_count(); count > 0; --count) {
     const std::string line = receive_line();
     const std::string name = line.substr(0, line.find(' '));
     const std::optional<Dtype> dtype = value_named<Dtype>(name);
@@ -106,6 +103,11 @@ void PythonProcess::read_conventions() {
   } catch (const ConventionError& e) {
     throw std::invalid_argument(fmt::format("conventions: {}", e.what()));
   }
+}
+
+void PythonProcess::read_remarks() {
+  remarks_.clear();
+  for (int count = receive_count(); count > 0; --count) remarks_.push_back(receive_line());
 }
 
 // A function that ends its process here will do so in a case too, where it is a finding.
@@ -146,6 +148,15 @@ std::string PythonProcess::receive_line() {
     if (c == '\n') return line;
   }
   throw CandidateError("the function's process said a line of more than 65,536 characters");
+}
+
+// The number of a line "WORD NUMBER".
+int PythonProcess::receive_count() {
+  std::istringstream words(receive_line());
+  std::string word;
+  int count = 0;
+  words >> word >> count;
+  return count;
 }
 
 std::string PythonProcess::how_it_ended() {

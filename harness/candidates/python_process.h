@@ -20,6 +20,7 @@ namespace assay {
 //   features, separated by spaces
 //   arithmetic COUNT, and as many lines DTYPE TEXT, of what it declares for inputs of that dtype
 //   conventions, and what it declares of them: conventions masked-rows:nan
+//   remarks COUNT, and as many lines, of what to know of the function whatever its verdict
 // Asked "probe", it calls the function once on a tiny case, and answers "lse yes" or "lse no". A
 // call is
 //   call OPERATION INPUTS OUTPUTS
@@ -38,6 +39,7 @@ class PythonProcess {
   const std::vector<std::string>& features() const { return features_; }
   const std::map<Dtype, Contract>& contracts() const { return contracts_; }
   const Conventions& conventions() const { return conventions_; }
+  const std::vector<std::string>& remarks() const { return remarks_; }
 
   // Runs one call and writes its outputs. Throws CandidateError and CandidateDeclined.
   void run(const NamedCall& call);
@@ -48,16 +50,18 @@ class PythonProcess {
   void learn_lse();
   void read_arithmetic();
   void read_conventions();
+  void read_remarks();
   void transfer(const NamedCall& call);
   void send(const void* data, std::size_t bytes);
   void send(const std::string& text) { send(text.data(), text.size()); }
   void receive(void* data, std::size_t bytes);
   std::string receive_line();
+  int receive_count();
   std::string how_it_ended();
 
   const std::string where_;
   bool lse_ = true, asked_lse_ = false;
-  std::vector<std::string> features_;
+  std::vector<std::string> features_, remarks_;
   std::map<Dtype, Contract> contracts_;
   Conventions conventions_;
   std::optional<Process> process_;

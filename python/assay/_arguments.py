@@ -56,6 +56,11 @@ def elsewhere(name: str, known: Iterable[str]) -> str:
     return ours if ours.partition(" ")[0].rstrip(",") in known else ""
 
 
+def kept_default(name: str, ours: str) -> str:
+    """What is told of an argument whose meaning Assay gives by another name."""
+    return f"{name!r} always had its default: here it is {ours}"
+
+
 def meant(name: str, known: Iterable[str]) -> str:
     """What was meant by a name that is none of the known ones."""
     known = list(known)

@@ -6,6 +6,7 @@ import html
 import json
 from typing import Any, Dict, Iterator, List, Optional
 
+from ._arguments import kept_default
 from ._library import ask_json, facts, library
 from .errors import Failure
 
@@ -209,7 +210,7 @@ class Report:
                 f"({', '.join(features)})"
             )
         for name, ours in self.left.items():
-            text += f"; {name!r} always had its default: here it is {ours}"
+            text += f"; {kept_default(name, ours)}"
         return text
 
     def raise_for_failures(self) -> "Report":

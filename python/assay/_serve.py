@@ -11,6 +11,7 @@ import socket
 import sys
 from typing import Any, Dict, List, Optional, Tuple
 
+from ._arguments import kept_default
 from ._frameworks import NAN, Finding
 from ._kernel import Kernel
 from ._run import Run, case_of, ended
@@ -45,6 +46,9 @@ class Server:
         for dtype, text in self.declared.items():
             self.say(f"{dtype} {_one_line(text)}")
         self.say(f"conventions {self.kernel.conventions or ''}")
+        self.say(f"remarks {len(self.kernel.left)}")
+        for name, ours in self.kernel.left.items():
+            self.say(_one_line(kept_default(name, ours)))
 
     def probe(self) -> None:
         """Calls the function on a case that it should do: its answer has an LSE or not."""

@@ -86,6 +86,10 @@ def o_alone(q, k, v, *, scale):
     return right(q, k, v, False, scale)[0]
 
 @assay.kernel("attention")
+def of_torch(q, k, v, *, dropout_p=0.0, scale=None):
+    return right(q, k, v, False, scale)
+
+@assay.kernel("attention")
 def wrong(q, k, v, *, causal, scale):
     return right(q, k, v, not causal, scale)
 
@@ -199,6 +203,19 @@ def test_a_suite_is_drawn_for_the_function():
         stdout=subprocess.PIPE,
     )
     assert told.returncode == 0 and len(told.stdout.splitlines()) == 2
+
+
+def test_arguments_that_kept_their_defaults_are_told():
+    told = subprocess.run(
+        [COMMAND, "check", "--python", "mine.py::of_torch", "--case", SMALL],
+        env={**os.environ, "ASSAY_PYTHON": sys.executable},
+        text=True,
+        stdout=subprocess.PIPE,
+    )
+    assert told.returncode == 0
+    assert told.stdout.splitlines()[-2] == (
+        "'dropout_p' always had its default: here it is dropout and dropout_seed"
+    )
 
 
 def test_findings():

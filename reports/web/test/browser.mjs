@@ -18,7 +18,7 @@ export const fixture = (name) =>
 export class Bench {
   // limit, in milliseconds: how long a call of the driver, or a frame, may take before the browser
   // counts as stuck. Beside other builds a browser has waited for a minute.
-  constructor({ limit = 180000 } = {}) {
+  constructor({ limit = 90000 } = {}) {
     this.limit = limit;
     this.launched = 0;
   }
@@ -55,7 +55,7 @@ export class Bench {
       executablePath: this.chromium,
       // On a starved machine the watchdog takes the process that draws for one that hangs, ends it,
       // and a page that was drawing may get no frame again.
-      args: ['--no-sandbox', '--disable-gpu-watchdog'],
+      args: ['--no-sandbox', '--disable-gpu', '--disable-gpu-watchdog'],
       protocolTimeout: this.limit,
     });
     await this.browser
