@@ -41,8 +41,8 @@ struct RunFacts {
   std::string left_out = {};  // what the candidate declined, and so was not drawn
   double share_drawn = 1;     // cases of the suite that was drawn, of as many as the whole one has
   std::vector<std::string> remarks = {};  // of the candidate
-  std::string state = {};     // what was asked about state between calls
-  std::size_t not_run = 0;    // cases that did not run
+  std::string state = {};                 // what was asked about state between calls
+  std::size_t not_run = 0;                // cases that did not run
   std::string why_not_run = "for lack of time";
   double seconds = 0;
   Promises required = 0;                               // what --require names

@@ -93,9 +93,9 @@ TEST(Evidence, EmulatedKernelsRaiseNoAlarm) {
   EXPECT_GT(downgrades, 0);
 }
 
-// Scores of 200,000 are rounded by so much that this rounding alone decides what errors are typical.
-// A kernel that declares its order adds the terms of q.k one after the other; sums in parts round
-// less.
+// Scores of 200,000 are rounded by so much that this rounding alone decides what errors are
+// typical. A kernel that declares its order adds the terms of q.k one after the other; sums in
+// parts round less.
 TEST(Evidence, DeclaredChainsOfLargeScoresRaiseNoAlarm) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
   ExecuteOptions options;
