@@ -434,7 +434,9 @@ test('without a clipboard the line is selected', async () => {
   await page.click('.failure [aria-label="Copy command that reproduces it"]');
   await until(page, () => getSelection().toString().length > 0);
   assert.equal(await page.evaluate(() => getSelection().toString()), failing[0].reproduce);
-  assert.match((await texts(page, '.said')).join(''), /selected/);
+  await until(page, () =>
+    [...document.querySelectorAll('.said')].some((s) => /selected/.test(s.textContent)),
+  );
   await page.finish();
 });
 
