@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -33,6 +34,10 @@ inline double row_limit_of(Dtype out, Index elements) {
 // The median of s, under an arithmetic after the first, of a kernel that computes in it. Outputs
 // that are exact by their data may have a smaller one, but not all outputs.
 inline constexpr double least_median = 0.02;
+// Where scores are so large that their rounding alone decides, the errors of all arithmetics are
+// alike, and all may be far larger than what a kernel happens to have in most rows. An arithmetic
+// forgives more than the first one only if its typical errors are larger by this factor.
+inline constexpr double far_wider = 4;
 // Filters need so many numbers at least.
 inline constexpr Index least_elements = 64;
 // The least spread of a share, as a part of that of independent errors. Without it, replicates that
@@ -82,6 +87,7 @@ template <class Arithmetic, class Ask>
 Evidence best_fit(std::span<const Arithmetic> contracts, Dtype out, const JudgeOptions& options,
                   const Ask& ask) {
   Evidence best;
+  std::map<Output, double> first_median;
   for (const Arithmetic& contract : contracts) {
     Evidence e;
     e.arithmetic = contract.name;
@@ -92,11 +98,14 @@ Evidence best_fit(std::span<const Arithmetic> contracts, Dtype out, const JudgeO
     e.z_limit = filter_limit_of(out, e.rows_asked);
     e.filters = std::move(filters.most_significant);
     e.questions = filters.questions;
-    // A later arithmetic errs more. One whose errors are far larger than the kernel's, in every
-    // output, is not its own.
     const bool first = &contract == &contracts.front();
-    const bool too_wide = !first && std::ranges::all_of(e.rows, [](const auto& of_output) {
-      return of_output.second.median < least_median;
+    if (first)
+      for (const auto& [output, rows] : e.rows) first_median[output] = rows.median;
+    // A later arithmetic errs more. One whose errors are far larger than the kernel's, in every
+    // output, is not its own, unless those of the first one are about as large.
+    const bool too_wide = !first && std::ranges::all_of(e.rows, [&](const auto& of_output) {
+      const double median = of_output.second.median;
+      return median < least_median && median <= first_median[of_output.first] / far_wider;
     });
     e.fits = excess(e) <= 1 && !too_wide;
     if (first || e.fits || (!too_wide && excess(e) < excess(best))) best = std::move(e);

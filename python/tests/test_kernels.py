@@ -666,6 +666,75 @@ def test_orders_that_differ_between_keys_are_typical_of_fp32():
         attend.check(line, threads=0)
 
 
+def summed_by_tensor_cores(a, b):
+    """a b of f16 numbers in binary32, 16 terms at a time, rounded towards zero."""
+    total = torch.zeros(*a.shape[:-1], b.shape[-1])
+    for at in range(0, a.shape[-1], 16):
+        part = a[..., at : at + 16].double() @ b[..., at : at + 16, :].double()
+        exact = total.double() + part
+        near = exact.float()
+        beyond = near.double().abs() > exact.abs()
+        total = torch.where(beyond, torch.nextafter(near, torch.zeros(())), near)
+    return total
+
+
+class Flash(torch.autograd.Function):
+    """Flash attention as GPUs compute it in f16: the scale and log2 e are one rounded constant, and
+    the backward pass computes its weights anew, from an LSE in binary32."""
+
+    @staticmethod
+    def weights(q, k, scale, subtracted):
+        s = summed_by_tensor_cores(q, k.transpose(2, 3))
+        hidden = torch.ones(s.shape[2:]).triu(1).bool()
+        log2_e = torch.tensor(1.4426950408889634)
+        folded = torch.tensor(scale) * log2_e
+        if subtracted is None:  # the maximum, which a forward pass subtracts
+            top = s.masked_fill(hidden, -math.inf).amax(3, keepdim=True)
+            subtracted, top = top * folded, top * torch.tensor(scale)
+        else:
+            subtracted, top = subtracted * log2_e, None
+        x = (s.double() * folded.double() - subtracted.double()).float()
+        return torch.exp2(x).masked_fill(hidden, 0), top
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale):
+        p, top = Flash.weights(q, k, scale, None)
+        total = p.sum(3, keepdim=True)
+        o = (summed_by_tensor_cores(p.half(), v) / total).half()
+        ctx.save_for_backward(q, k, v, o, top + total.log())
+        ctx.scale = scale
+        return o
+
+    @staticmethod
+    def backward(ctx, d_o):
+        q, k, v, o, lse = ctx.saved_tensors
+        p, _ = Flash.weights(q, k, ctx.scale, lse)
+        dp = summed_by_tensor_cores(d_o, v.transpose(2, 3))
+        ds = (p * (dp - (d_o.float() * o.float()).sum(3, keepdim=True))).half()
+        dq = summed_by_tensor_cores(ds, k) * ctx.scale
+        dk = summed_by_tensor_cores(ds.transpose(2, 3), q) * ctx.scale
+        dv = summed_by_tensor_cores(p.half().transpose(2, 3), d_o)
+        return dq.half(), dk.half(), dv.half(), None
+
+
+def test_gradients_of_large_scores_are_typical_of_f16():
+    """Scores of 200,000 are rounded by so much that most errors are far below what is typical."""
+
+    @assay.kernel("attention", framework="torch", gradients="autograd", lse=False, dtypes=("f16",))
+    def attend(q, k, v, *, causal, scale):
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        return Flash.apply(q, k, v, scale)
+
+    line = "backward b=2 h=3/1 l=96 d=32 dtype=f16 causal"
+    for rest in (
+        "scores=far-positive values=cancel grad=ramp seed=9",
+        "scores=far-negative grad=ramp seed=18",
+        "scores=far-negative values=cancel grad=ramp seed=204",
+        "scores=far-negative values=cancel grad=ramp seed=205",
+    ):
+        attend.check(f"{line} {rest}")
+
+
 def test_a_kernel_is_found_by_the_name_that_its_module_has():
     report = assay.check(kernels.made, case="attention b=1 h=2 l=3 d=4", isolate=True)
     assert report.ok, report
