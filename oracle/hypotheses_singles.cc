@@ -1,5 +1,9 @@
 // Known faults that are rarer than those of hypotheses_masks.cc and hypotheses_sums.cc.
 #include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <optional>
 #include <utility>
 
 #include "oracle/alteration.h"
@@ -66,6 +70,61 @@ bool o_comes_from(Alteration& a, RowPlace (*from)(const AttentionShape&, const R
   a.of_lse = false;
   a.source = [from, s = a.problem.shape](const RowPlace& at) { return from(s, at); };
   return true;
+}
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+// c tanh(t / c) is computed with another scale and another softcap.
+bool cap_with(Alteration& a, double scale, double softcap) {
+  ProjectedAttention& p = a.problem;
+  if (p.softcap == 0) return false;
+  p.scale = static_cast<float>(scale);
+  p.softcap = static_cast<float>(softcap);
+  return true;
+}
+
+// The score of a pair is f(t, what is added to it, the softcap), where t is scale q.k.
+bool cap_by(Alteration& a, double (*f)(double t, double bias, double cap)) {
+  ProjectedAttention& p = a.problem;
+  if (p.softcap == 0 || p.projection) return false;
+  const auto cap = static_cast<double>(std::exchange(p.softcap, 0.0f));
+  const Attention uncapped = p;
+  p.alibi_slopes.clear();
+  RowVisibility row;
+  std::optional<RowPlace> place;
+  return replace_bias(a, [&](Index b, Index h, Index i, Index j) {
+    const RowPlace here{b, h, i};
+    if (place != here) evaluate_visibility(uncapped, b, h, i, row);
+    place = here;
+    const double bias = row.bias[usize(j)];
+    if (bias == -infinity) return bias;
+    const double t = extended_score(uncapped, b, h, i, j);
+    return f(t, bias, cap) - t;
+  });
+}
+
+// The largest score of a row that sees a key, or the sink.
+double maximum_of(const Attention& p, const RowPlace& at) {
+  RowVisibility row;
+  evaluate_visibility(p, at.b, at.h, at.row, row);
+  double max = p.sink.empty() ? -infinity : static_cast<double>(p.sink[usize(at.h)]);
+  for (Index j = row.begin; j < row.end; ++j)
+    if (row.bias[usize(j)] > -infinity)
+      max = std::max(max, extended_score(p, at.b, at.h, at.row, j) + row.bias[usize(j)]);
+  return max;
+}
+
+// LSE is f(m, log l, scale), where it should be m + log l: m is the largest score of the row, and l
+// the sum of its weights relative to that.
+bool combine_lse(Alteration& a, double (*f)(double m, double log_l, double scale)) {
+  a.of_o = false;
+  a.change = [f, p = Attention(a.problem)](const RowPlace& at, bool masked,
+                                           Eigen::Ref<Eigen::RowVectorXd>, double& lse) {
+    if (masked) return;
+    const double m = maximum_of(p, at);
+    lse = f(m, lse - m, static_cast<double>(p.scale));
+  };
+  return !a.problem.projection;
 }
 
 constexpr Hypothesis of_inputs[] = {
@@ -162,6 +221,76 @@ constexpr Hypothesis of_inputs[] = {
      [](Alteration& a, Index) { return shift_masks(a, 1, 0); }},
     {"mask-of-next-row", "masks of pairs are those of the next row",
      [](Alteration& a, Index) { return shift_masks(a, -1, 0); }},
+    {"softcap-before-scale", "the softcap is applied before the scale",
+     [](Alteration& a, Index) {
+       const double scale = static_cast<double>(a.problem.scale);
+       return cap_with(a, scale, static_cast<double>(a.problem.softcap) * std::fabs(scale));
+     }},
+    {"softcap-undivided", "scores are not divided by the softcap before tanh",
+     [](Alteration& a, Index) {
+       const double cap = static_cast<double>(a.problem.softcap);
+       return cap_with(a, static_cast<double>(a.problem.scale) * cap, cap);
+     }},
+    {"softcap-unmultiplied", "tanh is not multiplied by the softcap",
+     [](Alteration& a, Index) {
+       const double cap = static_cast<double>(a.problem.softcap);
+       return cap_with(a, static_cast<double>(a.problem.scale) / cap, 1);
+     }},
+    {"softcap-in-base-two", "the softcap is applied to scores that log2 e is multiplied into",
+     [](Alteration& a, Index) {
+       return cap_with(a, static_cast<double>(a.problem.scale),
+                       static_cast<double>(a.problem.softcap) * std::numbers::ln2);
+     }},
+    {"softcap-clamps", "scores are cut off at the softcap, without tanh",
+     [](Alteration& a, Index) {
+       return cap_by(
+           a, [](double t, double bias, double cap) { return std::clamp(t, -cap, cap) + bias; });
+     }},
+    {"softcap-after-bias", "the softcap is applied after what is added to the scores",
+     [](Alteration& a, Index) {
+       const bool adds = a.problem.bias || !a.problem.alibi_slopes.empty();
+       return adds && cap_by(a, [](double t, double bias, double cap) {
+                return cap * std::tanh((t + bias) / cap);
+              });
+     }},
+    {"lse-without-maximum", "LSE lacks the largest score",
+     [](Alteration& a, Index) {
+       return combine_lse(a, [](double, double log_l, double) { return log_l; });
+     }},
+    {"lse-is-maximum", "LSE is the largest score",
+     [](Alteration& a, Index) {
+       return combine_lse(a, [](double m, double, double) { return m; });
+     }},
+    {"lse-is-sum", "LSE is the sum of the weights, relative to the largest score",
+     [](Alteration& a, Index) {
+       return combine_lse(a, [](double, double log_l, double) { return std::exp(log_l); });
+     }},
+    {"lse-without-logarithm", "LSE adds the sum of the weights, not its logarithm",
+     [](Alteration& a, Index) {
+       return combine_lse(a, [](double m, double log_l, double) { return m + std::exp(log_l); });
+     }},
+    {"lse-maximum-unscaled", "the largest score in LSE lacks the scale",
+     [](Alteration& a, Index) {
+       const ProjectedAttention& p = a.problem;
+       const bool adds = p.softcap != 0 || p.bias || !p.alibi_slopes.empty() || !p.sink.empty();
+       return !adds && p.scale != 0 && combine_lse(a, [](double m, double log_l, double scale) {
+         return m / scale + log_l;
+       });
+     }},
+    {"lse-in-two-bases", "LSE adds a natural logarithm to the largest score in base 2",
+     [](Alteration& a, Index) {
+       return combine_lse(
+           a, [](double m, double log_l, double) { return m * std::numbers::log2e + log_l; });
+     }},
+    {"lse-in-two-bases", "LSE adds a logarithm to base 2 to the largest score",
+     [](Alteration& a, Index) {
+       return combine_lse(
+           a, [](double m, double log_l, double) { return m + log_l * std::numbers::log2e; });
+     }},
+    {"lse-negated", "LSE has the wrong sign",
+     [](Alteration& a, Index) {
+       return combine_lse(a, [](double m, double log_l, double) { return -m - log_l; });
+     }},
     {"bias-twice", "the additive mask is added twice",
      [](Alteration& a, Index) {
        const TensorView from = a.problem.bias;

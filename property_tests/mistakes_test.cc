@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <numbers>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,6 +24,7 @@ namespace assay {
 namespace {
 
 using Rounding = std::function<double(double)>;
+constexpr double ln2 = std::numbers::ln2;
 
 double same(double x) { return x; }
 double tf32(double x) {
@@ -54,6 +57,8 @@ struct Mistake {
   Index key_rows = 0;  // K of each key is that of the key so far behind
   bool exchanges_keys_and_values = false;
   bool maximum_before_scale = false;
+  double (*capped)(double t, double bias, double cap, double scale) = nullptr;
+  double (*lse)(double top, double sum, double scale) = nullptr;
   // The rows that are computed wrongly; empty: all.
   std::function<bool(Index b, Index h, Index i)> where = nullptr;
   // In the backward pass only.
@@ -99,7 +104,8 @@ class PlainKernel {
     sum += static_cast<double>(m_.zeros_behind) * std::exp(m_.exponent * -top);
     for (Index c = 0; c < s_.value_dim; ++c)
       store(out.o, out.o.at(b, h, i, c), sum > 0 ? o[usize(c)] / sum : 0);
-    store(out.lse, out.lse.at(b, h, i, 0), top + std::log(sum));
+    store(out.lse, out.lse.at(b, h, i, 0),
+          m_.lse ? m_.lse(top, sum, static_cast<double>(p_.scale)) : top + std::log(sum));
   }
 
   // dQ, dK and dV, from the stored O and LSE.
@@ -169,10 +175,15 @@ class PlainKernel {
       for (Index d = 0; d < s_.dim; ++d)
         dot += (m_.lane_times ? m_.lane_times(d) : 1) * element(p_.q, b, h, i, d) *
                element(keys, m_.k_of_batch_zero ? 0 : b, g, from, exchanged(m_.lanes, d));
-      s.push_back(m_.scale_times * static_cast<double>(p_.scale) * dot);
+      const auto scale = static_cast<double>(p_.scale), cap = static_cast<double>(p_.softcap);
+      const double t = m_.scale_times * scale * dot;
       const Index row = i - m_.mask_rows, key = j - m_.mask_keys;
+      double bias = 0;
       if (p_.bias && row >= 0 && row < s_.rows && key >= 0 && key < s_.keys)
-        s.back() += m_.bias_times * load(p_.bias, p_.bias.at(b, h, row, key));
+        bias = m_.bias_times * load(p_.bias, p_.bias.at(b, h, row, key));
+      s.push_back(m_.capped        ? m_.capped(t, bias, cap, scale)
+                  : p_.softcap > 0 ? cap * std::tanh(t / cap) + bias
+                                   : t + bias);
     }
     return s;
   }
@@ -397,6 +408,68 @@ TEST(Mistakes, RarerOnesAreNamedWithTheirKey) {
       {"rows-of-v-exchanged",
        "rows 5 and 30 of V, or of K, are exchanged",
        {.rows_of_v = {5, 30}},
+       ""},
+      {"softcap-before-scale",
+       "before the scale",
+       {.capped = [](double t, double bias, double cap,
+                     double scale) { return scale * cap * std::tanh(t / scale / cap) + bias; }},
+       "softcap=3"},
+      {"softcap-undivided",
+       "not divided by the softcap",
+       {.capped = [](double t, double bias, double cap,
+                     double) { return cap * std::tanh(t) + bias; }},
+       "softcap=3"},
+      {"softcap-unmultiplied",
+       "not multiplied by the softcap",
+       {.capped = [](double t, double bias, double cap,
+                     double) { return std::tanh(t / cap) + bias; }},
+       "softcap=3"},
+      {"softcap-in-base-two",
+       "log2 e is multiplied into",
+       {.capped = [](double t, double bias, double cap,
+                     double) { return cap * ln2 * std::tanh(t / ln2 / cap) + bias; }},
+       "softcap=3"},
+      {"softcap-clamps",
+       "cut off at the softcap",
+       {.capped = [](double t, double bias, double cap,
+                     double) { return std::clamp(t, -cap, cap) + bias; }},
+       "softcap=1"},
+      {"softcap-after-bias",
+       "after what is added",
+       {.capped = [](double t, double bias, double cap,
+                     double) { return cap * std::tanh((t + bias) / cap); }},
+       "softcap=3 bias=normal"},
+      {"lse-without-maximum",
+       "LSE lacks the largest score",
+       {.lse = [](double, double sum, double) { return std::log(sum); }},
+       ""},
+      {"lse-is-maximum",
+       "LSE is the largest score",
+       {.lse = [](double top, double, double) { return top; }},
+       ""},
+      {"lse-is-sum",
+       "LSE is the sum of the weights",
+       {.lse = [](double, double sum, double) { return sum; }},
+       ""},
+      {"lse-without-logarithm",
+       "not its logarithm",
+       {.lse = [](double top, double sum, double) { return top + sum; }},
+       ""},
+      {"lse-maximum-unscaled",
+       "lacks the scale",
+       {.lse = [](double top, double sum, double scale) { return top / scale + std::log(sum); }},
+       ""},
+      {"lse-in-two-bases",
+       "a natural logarithm to the largest score in base 2",
+       {.lse = [](double top, double sum, double) { return top / ln2 + std::log(sum); }},
+       ""},
+      {"lse-in-two-bases",
+       "a logarithm to base 2 to the largest score",
+       {.lse = [](double top, double sum, double) { return top + std::log2(sum); }},
+       ""},
+      {"lse-negated",
+       "LSE has the wrong sign",
+       {.lse = [](double top, double sum, double) { return -top - std::log(sum); }},
        ""},
       {"scale-factor", "multiplied by 0.3 times the scale", {.scale_times = 0.3}, ""},
       {"scale-factor", "multiplied by -1 times the scale", {.scale_times = -1}, ""},
