@@ -39,6 +39,9 @@ struct Atypical {
   double s = 0;       // rms of the row's errors / rms of the replicates' errors in that row
   double median = 0;  // of s over all rows that were asked
   double limit = 0;   // of s
+  // The same median over the rows that are not exact: a row that is so by its data has no errors
+  // that could be told from others. 0: all are exact.
+  double median_of_inexact = 0;
   Index b = 0, h = 0, row = 0;
   bool of_column = false;  // of C: `row` is a column
 };

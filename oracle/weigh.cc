@@ -11,6 +11,16 @@
 
 namespace assay {
 
+namespace {
+
+double median(std::vector<double>& numbers) {
+  const auto middle = numbers.begin() + std::ssize(numbers) / 2;
+  std::ranges::nth_element(numbers, middle);
+  return *middle;
+}
+
+}  // namespace
+
 void RowScores::add(double s, double limit, Index b, Index h, Index row) {
   if (all_.empty() || !(s * worst_.limit <= worst_.s * limit))
     worst_ = {.s = s, .limit = limit, .b = b, .h = h, .row = row};
@@ -18,9 +28,9 @@ void RowScores::add(double s, double limit, Index b, Index h, Index row) {
 }
 
 Atypical RowScores::finish() {
-  const auto middle = all_.begin() + std::ssize(all_) / 2;
-  std::ranges::nth_element(all_, middle);
-  worst_.median = *middle;
+  worst_.median = median(all_);
+  std::erase(all_, 0);
+  worst_.median_of_inexact = all_.empty() ? 0 : median(all_);
   return worst_;
 }
 

@@ -31,8 +31,8 @@ inline double row_limit_of(Dtype out, double elements) {
 inline double row_limit_of(Dtype out, Index elements) {
   return row_limit_of(out, static_cast<double>(elements));
 }
-// The median of s, under an arithmetic after the first, of a kernel that computes in it. Outputs
-// that are exact by their data may have a smaller one, but not all outputs.
+// The median of s over the rows that are not exact, under an arithmetic after the first, of a
+// kernel that computes in it.
 inline constexpr double least_median = 0.02;
 // Where scores are so large that their rounding alone decides, the errors of all arithmetics are
 // alike, and all may be far larger than what a kernel happens to have in most rows. An arithmetic
@@ -100,11 +100,11 @@ Evidence best_fit(std::span<const Arithmetic> contracts, Dtype out, const JudgeO
     e.questions = filters.questions;
     const bool first = &contract == &contracts.front();
     if (first)
-      for (const auto& [output, rows] : e.rows) first_median[output] = rows.median;
+      for (const auto& [output, rows] : e.rows) first_median[output] = rows.median_of_inexact;
     // A later arithmetic errs more. One whose errors are far larger than the kernel's, in every
     // output, is not its own, unless those of the first one are about as large.
     const bool too_wide = !first && std::ranges::all_of(e.rows, [&](const auto& of_output) {
-      const double median = of_output.second.median;
+      const double median = of_output.second.median_of_inexact;
       return median < least_median && median <= first_median[of_output.first] / far_wider;
     });
     e.fits = excess(e) <= 1 && !too_wide;
