@@ -735,6 +735,24 @@ def test_gradients_of_large_scores_are_typical_of_f16():
         attend.check(f"{line} {rest}")
 
 
+def test_weights_in_bf16_are_typical_where_one_key_has_nearly_all():
+    """Most outputs are exact then, and exact ones do not say that an arithmetic is too coarse."""
+
+    @assay.kernel("attention", framework="torch", lse=False, dtypes=("bf16",))
+    def attend(q, k, v, *, causal, scale):
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1).float() for x in (k, v))
+        s = q.float() @ k.transpose(2, 3) * scale
+        if causal:
+            s = s.masked_fill(torch.ones(s.shape[2:]).triu(1).bool(), -math.inf)
+        p = torch.exp(s - s.amax(3, keepdim=True))
+        return (p.bfloat16().float() @ v / p.sum(3, keepdim=True)).bfloat16()
+
+    attend.check(
+        "attention b=2 h=6/2 l=41x383 d=64 dtype=bf16 scale=0.25 causal scores=heavy-tail "
+        "values=cancel seed=390"
+    )
+
+
 def test_a_kernel_is_found_by_the_name_that_its_module_has():
     report = assay.check(kernels.made, case="attention b=1 h=2 l=3 d=4", isolate=True)
     assert report.ok, report
