@@ -631,8 +631,7 @@ TEST_F(EngineScripts, Kubernetes) {
 // The client of Kubernetes knows every field: it reads the manifest into its own types and writes
 // it again.
 TEST_F(EngineScripts, TheClientOfKubernetesReadsTheManifest) {
-  if (run("version --client", "kubectl").status != 0)
-    GTEST_SKIP() << "kubectl is not installed";
+  if (run("version --client", "kubectl").status != 0) GTEST_SKIP() << "kubectl is not installed";
   engine("k8s --image registry/assay:1 --claim sweeps --jobs 2");
   const Ran r = run("label --local -f " + file("script") + " seen=yes -o json", "kubectl");
   ASSERT_EQ(r.status, 0) << r.output;

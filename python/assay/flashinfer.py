@@ -880,7 +880,8 @@ def _judge_apart(o: argparse.Namespace, workload: Workload, solution: str) -> Di
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 timeout=o.timeout,
-                env=child_environment(),
+                # A process that ends by a signal leaves its files, so they lie in this folder.
+                env={**child_environment(), "TMPDIR": folder},
             )
         except subprocess.TimeoutExpired:
             late = f"the solution did not finish within {o.timeout:g} s"

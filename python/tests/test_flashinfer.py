@@ -472,7 +472,10 @@ def test_assay_check_refuses_by_name(tmp_path, check):
     assert status == 2 and "--definition: its workloads cannot be divided" in told, told
 
 
-def test_what_ends_a_process_costs_one_workload(tmp_path):
+def test_what_ends_a_process_costs_one_workload(tmp_path, monkeypatch):
+    left = tmp_path / "left"  # by processes that were killed
+    left.mkdir()
+    monkeypatch.setenv("TMPDIR", str(left))
     source = (
         SOURCE
         + """
@@ -505,6 +508,7 @@ def ends(q, k, v):
     assert isolated((1, 12)) == [ended, ("PASSED", "")]
     late = ("TIMEOUT", "the solution did not finish within 2 s")  # however long it takes to start
     assert isolated((2,), "--timeout", 2) == [late]
+    assert not list(left.iterdir())
     status, told = command(*asked, "--timeout", "nan")
     assert status == 2 and told == "assay: --timeout: nan is no number of seconds above 0\n"
 
