@@ -229,6 +229,10 @@ void add_operands(const Contract& c, const Schedule& how, const SingleRef& a, co
       const RowMajor part = a.middleCols(k, w).cast<double>() * b.middleRows(k, w).cast<double>();
       sum = (sum.cast<double>() + part).unaryExpr(&truncated);
     }
+  } else if (c.ordered) {
+    // One term after the other. Eigen's products are so as well, but for what has few rows or
+    // columns, and for the last ones of others: these it sums in lanes, which round less.
+    for (Index i = 0; i < n; ++i) sum.noalias() += a.col(i) * b.row(i);
   } else {
     const Index part = how.dot_part > 0 ? how.dot_part : n;
     // Eigen sums a product with one column in lanes, and every other one term after term.

@@ -106,6 +106,8 @@ TEST(Evidence, DeclaredChainsOfLargeScoresRaiseNoAlarm) {
         "attention b=2 h=3/1 l=64 d=64 dtype=f16 causal scores=far-negative values=cancel seed=43",
         "attention b=2 h=3/1 l=96 d=32 dtype=f16 causal scores=far-negative seed=46",
         "attention b=2 h=3/1 l=64 d=64 dtype=f16 causal scores=far-positive values=cancel seed=51",
+        "attention b=1 h=5 l=4x2 d=64/13 dtype=f16 bias=normal dropout=0.3:11 scores=far-positive "
+        "values=near-overflow seed=47",
         "backward b=2 h=3/1 l=130 d=128 dtype=f16 causal scores=far-negative seed=6"}) {
     const CaseResult r = execute(parse_case(line), *host, options);
     EXPECT_THAT(r, Passes()) << line;
