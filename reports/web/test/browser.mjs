@@ -20,7 +20,6 @@ export class Bench {
   // counts as stuck. Beside other builds a browser has waited for a minute.
   constructor({ limit = 90000 } = {}) {
     this.limit = limit;
-    this.launched = 0;
   }
 
   async start() {
@@ -50,7 +49,6 @@ export class Bench {
   }
 
   async launch() {
-    ++this.launched;
     this.browser = await puppeteer.launch({
       executablePath: this.chromium,
       // On a starved machine the watchdog takes the process that draws for one that hangs, ends it,
@@ -151,7 +149,7 @@ export class Bench {
     // change at any time after another was closed.
     const page = await this.browser.newPage({ type: 'window' });
     this.page = page;
-    page.setDefaultTimeout(Math.min(this.limit, 120000));
+    page.setDefaultTimeout(this.limit);
     const wrong = [];
     const url = file ? `file://${this.file(path.slice(1), html)}` : this.origin + path;
     page.on('console', (m) => {
