@@ -235,14 +235,14 @@ void add_operands(const Contract& c, const Schedule& how, const SingleRef& a, co
     for (Index i = 0; i < n; ++i) sum.noalias() += a.col(i) * b.row(i);
   } else {
     const Index part = how.dot_part > 0 ? how.dot_part : n;
-    // Eigen sums a product with one column in lanes, and every other one term after term.
-    const bool in_order = sum.cols() == 1 && !how.lanes;
+    // Eigen sums narrow products in lanes, which round less, and wide ones term after term.
+    const bool in_order = (sum.cols() < 16 || sum.rows() < 4) && !how.lanes;
     RowMajorSingle of_part;
     for (Index k = 0; k < n; k += part) {
       const Index w = std::min(part, n - k);
       if (in_order) {
-        of_part.setZero(sum.rows(), 1);
-        for (Index i = k; i < k + w; ++i) of_part += a.col(i) * b(i, 0);
+        of_part.setZero(sum.rows(), sum.cols());
+        for (Index i = k; i < k + w; ++i) of_part.noalias() += a.col(i) * b.row(i);
         sum += of_part;
       } else {
         sum.noalias() += a.middleCols(k, w) * b.middleRows(k, w);

@@ -42,7 +42,7 @@ struct Schedule {
   bool flushes = false;                  // weights that may underflow are 0
   bool keeps_weights = false;            // the gradients are those of kept weights, without LSE
   bool sums_in_order = false;            // weights are added to their sum one after the other
-  bool lanes = false;  // the terms of a product with a single column are summed in lanes
+  bool lanes = false;  // the terms of a narrow product are summed in lanes
 };
 // `serial` numbers the replicates, so that choices of two are shared out evenly.
 Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index serial);

@@ -380,6 +380,9 @@ std::vector<Emulation> emulations(Dtype dtype) {
         [=](Contract& c) { c.weight_dtype = dtype, c.sum_from_rounded = true; });
     add("weights in the dtype, truncating blocks", Accumulation::truncating_block,
         ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype; });
+    // What flash attention computes with the tensor cores of a GPU.
+    add("flash attention on tensor cores", Accumulation::truncating_block, ExpModel::base_two_fused,
+        [=](Contract& c) { c.weight_dtype = dtype, c.tile = 128; });
     add("scores stored in the dtype", Accumulation::fma, ExpModel::precise,
         [=](Contract& c) { c.weight_dtype = dtype, c.score_dtype = dtype; });
     add("scores stored in the dtype, and before the scale", Accumulation::fma, ExpModel::precise,

@@ -39,13 +39,20 @@ struct AttentionWork {
   }
 };
 
+ExecuteOptions without_evidence(ExecuteOptions options) {
+  options.evidence = EvidenceRule::off;
+  return options;
+}
+
 // The gradients are computed from the candidate's own O and LSE, or from those of the host. They
-// are judged first.
+// are judged first. What evidence says of the host's is nothing that the candidate did, and the
+// verdict on gradients takes their errors into account.
 struct BackwardWork {
   const CaseRun& run;
   const std::unique_ptr<Candidate> host = forward_by_host(run.candidate, run.c);
+  const ExecuteOptions of_host = without_evidence(run.options);
   const CaseRun first =
-      host ? CaseRun{run.c, *host, run.options, run.how, run.result, host->conventions()} : run;
+      host ? CaseRun{run.c, *host, of_host, run.how, run.result, host->conventions()} : run;
   const Inputs inputs{run.c, run.options.around};
   const ForwardStep forward{run.c, inputs, first.candidate.abilities().lse, first.conventions()};
   const Outputs forward_outputs = forward.outputs();
