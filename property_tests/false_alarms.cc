@@ -2,11 +2,13 @@
 // that the bounds know, on the cases of a suite.
 //
 //   false_alarms SUITE [SEED [LARGEST]]
+//   false_alarms --case LINE ARITHMETIC
 //
-// The suite is attention or backward passes. Cases of more than LARGEST million multiply-adds
+// The suite is of attention or backward passes. Cases of more than LARGEST million multiply-adds
 // (default: 20) are left out, and so are those whose inputs are poked or that go through a cache.
-// With the seed, another arithmetic meets each case. Prints one line for every alarm, and a
-// summary. The exit status is 1 if there was one.
+// With the seed, another arithmetic meets each case. Prints a few lines for every alarm, and a
+// summary. The second form asks one arithmetic of one case. The exit status is 1 if there was an
+// alarm.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -61,41 +63,69 @@ Verdict judge_gradients(const Case& c, const Inputs& in, const Emulation& e, boo
                   : judge_backward_by_ladder(in.problem, input, gradients.view(), options);
 }
 
-int run(const std::string& suite, std::uint64_t seed, double largest) {
+// What a kernel that declares nothing may not compute is a fault of it: weights in 8 bits, and sums
+// in f16 of what f16 does not hold.
+bool must_be_declared(const Emulation& e, Dtype dtype) {
+  return e.contract.weight_dtype == Dtype::f8e4m3 ||
+         (e.accumulation == Accumulation::half && dtype != Dtype::f16);
+}
+
+class Alarms {
+ public:
+  void judge_case(const Case& c, const Emulation& e) {
+    const Inputs in(c);
+    const auto judged = c.operation == Operation::backward ? judge_gradients : judge_forward;
+    for (const bool declared : {true, false}) {
+      if (!declared && must_be_declared(e, c.dtype)) continue;
+      const Verdict v = judged(c, in, e, declared);
+      const std::lock_guard lock(mutex_);
+      seen_[fmt::format("{}, {}", e.contract.name, declared ? "declared" : "not declared")].add(v);
+      if (v.outcome == Outcome::fail)
+        fmt::print("{}, held against {}{}:\n    {}\n    false_alarms --case '{}' '{}'\n",
+                   declared ? "declared" : "not declared", v.contract,
+                   v.by_evidence ? " and errors of " + v.evidence.arithmetic : "", v.reason,
+                   print_case(c), e.contract.name);
+    }
+  }
+
+  void print_table() const {
+    fmt::print(
+        "\n| arithmetic | judged | evidence not asked | failed by evidence | proved |\n"
+        "| --- | --- | --- | --- | --- |\n");
+    for (const auto& [name, s] : seen_)
+      fmt::print("| {} | {} | {} | {} | {} |\n", name, s.judged, s.not_asked, s.by_evidence,
+                 s.outside);
+  }
+
+  Seen total() const {
+    Seen sum;
+    for (const auto& [name, s] : seen_) {
+      sum.judged += s.judged, sum.not_asked += s.not_asked;
+      sum.by_evidence += s.by_evidence, sum.outside += s.outside;
+    }
+    return sum;
+  }
+
+ private:
+  std::map<std::string, Seen> seen_;
+  std::mutex mutex_;
+};
+
+int ask_suite(const std::string& suite, std::uint64_t seed, double largest) {
   std::vector<Case> cases = make_suite(suite, seed).cases;
   const std::size_t all = cases.size();
   std::erase_if(cases, [&](const Case& c) {
     return c.operation == Operation::product || c.cache.kind != CacheSpec::Kind::none ||
            !c.pokes.empty() || multiply_adds(c) > 1e6 * largest;
   });
-  std::map<std::string, Seen> seen;
-  std::mutex mutex;
+  Alarms alarms;
   parallel_for(std::ssize(cases), 0, [&](Index k) {
     const Case& c = cases[usize(k)];
     const std::vector<Emulation> arithmetics = emulations(c.dtype);
-    const Emulation& e = arithmetics[(usize(k) + seed) % arithmetics.size()];
-    const Inputs in(c);
-    const auto judge_case = c.operation == Operation::backward ? judge_gradients : judge_forward;
-    for (const bool declared : {true, false}) {
-      // Weights in 8 bits are a fault of a kernel that does not declare them.
-      if (!declared && e.contract.weight_dtype == Dtype::f8e4m3) continue;
-      const Verdict v = judge_case(c, in, e, declared);
-      const std::lock_guard lock(mutex);
-      seen[fmt::format("{}, {}", e.contract.name, declared ? "declared" : "not declared")].add(v);
-      if (v.outcome == Outcome::fail)
-        fmt::print("{}{}, {}\n    {}\n    {}\n", e.contract.name, declared ? "" : ", not declared",
-                   v.by_evidence ? "by evidence" : "proved", print_case(c), v.reason);
-    }
+    alarms.judge_case(c, arithmetics[(usize(k) + seed) % arithmetics.size()]);
   });
-  Seen total;
-  fmt::print("\n| arithmetic | judged | evidence not asked | failed by evidence | proved |\n");
-  fmt::print("| --- | --- | --- | --- | --- |\n");
-  for (const auto& [name, s] : seen) {
-    fmt::print("| {} | {} | {} | {} | {} |\n", name, s.judged, s.not_asked, s.by_evidence,
-               s.outside);
-    total.judged += s.judged, total.not_asked += s.not_asked;
-    total.by_evidence += s.by_evidence, total.outside += s.outside;
-  }
+  alarms.print_table();
+  const Seen total = alarms.total();
   fmt::print(
       "\n{}, seed {}: {} of {} cases, {} verdicts, {} without evidence, {} failed by it, {} "
       "outside of a bound\n",
@@ -104,25 +134,43 @@ int run(const std::string& suite, std::uint64_t seed, double largest) {
   return total.by_evidence + total.outside > 0;
 }
 
+int ask_case(const std::string& line, std::string_view arithmetic) {
+  const Case c = parse_case(line);
+  for (const Emulation& e : emulations(c.dtype))
+    if (e.contract.name == arithmetic) {
+      Alarms alarms;
+      alarms.judge_case(c, e);
+      alarms.print_table();
+      return alarms.total().by_evidence + alarms.total().outside > 0;
+    }
+  fmt::print(stderr, "false_alarms: '{}' is no arithmetic for {}; these are:\n", arithmetic,
+             format(c.dtype).name);
+  for (const Emulation& e : emulations(c.dtype)) fmt::print(stderr, "    {}\n", e.contract.name);
+  return 2;
+}
+
 }  // namespace
 }  // namespace assay
 
 int main(int argc, char** argv) {
+  const std::vector<std::string> given(argv + 1, argv + argc);
   std::uint64_t seed = 1;
   double largest = 20;
-  const auto number = [](const char* text, auto& to) {
-    const char* end = text + std::string_view(text).size();
-    return std::from_chars(text, end, to).ptr == end && to > 0;
+  const auto number = [&](std::size_t at, auto& to) {
+    if (given.size() <= at) return true;
+    const char* end = given[at].data() + given[at].size();
+    return std::from_chars(given[at].data(), end, to).ptr == end && to > 0;
   };
-  if (argc < 2 || argc > 4 || (argc > 2 && !number(argv[2], seed)) ||
-      (argc > 3 && !number(argv[3], largest))) {
-    fmt::print(stderr, "usage: false_alarms SUITE [SEED [LARGEST]]\n");
-    return 2;
-  }
   try {
-    return assay::run(argv[1], seed, largest);
-  } catch (const std::invalid_argument& e) {
+    if (given.size() == 3 && given[0] == "--case") return assay::ask_case(given[1], given[2]);
+    if (!given.empty() && given.size() <= 3 && number(1, seed) && number(2, largest))
+      return assay::ask_suite(given[0], seed, largest);
+  } catch (const std::exception& e) {
     fmt::print(stderr, "false_alarms: {}\n", e.what());
     return 2;
   }
+  fmt::print(stderr,
+             "usage: false_alarms SUITE [SEED [LARGEST]]\n"
+             "       false_alarms --case LINE ARITHMETIC\n");
+  return 2;
 }
