@@ -570,8 +570,7 @@ std::vector<SuspectRow> worst_of(std::vector<SuspectRow> rows) {
 Verdict judge_bounds(const ProjectedAttention& given, const AttentionOutput& out,
                      const Contract& declared, const JudgeOptions& options) {
   const ProjectedAttention problem = anchored(given, options.conventions);
-  const bool flushes = options.conventions.of<Subnormals>() == Subnormals::flushed;
-  const Contract contract = flushes ? flushing(declared) : declared;
+  const Contract contract = flushing(options.conventions, declared);
   const AttentionShape& s = problem.shape;
   RowTally total(options);
   Verdict& v = total.elements.verdict;
@@ -601,9 +600,12 @@ void ask_evidence(Verdict& v, const ProjectedAttention& problem, const Attention
   if (!is_weighed(v, options)) return;
   JudgeOptions under = options;
   under.conventions = v.differs.over(options.conventions);
-  take_evidence(
-      v, weigh(anchored(problem, under.conventions), out, strict, contracts, v.suspects, under),
-      options.evidence);
+  std::vector<Contract> asked;
+  for (const Contract& c : contracts) asked.push_back(flushing(under.conventions, c));
+  take_evidence(v,
+                weigh(anchored(problem, under.conventions), out,
+                      flushing(under.conventions, strict), asked, v.suspects, under),
+                options.evidence);
 }
 
 }  // namespace

@@ -162,8 +162,7 @@ Verdict judge_bounds(const Attention& given, const AttentionBackwardInput& input
                      const AttentionGradients& out, const Contract& declared,
                      const JudgeOptions& options) {
   const Attention problem = anchored(given, options.conventions);
-  const bool flushes = options.conventions.of<Subnormals>() == Subnormals::flushed;
-  const Contract contract = flushes ? flushing(declared) : declared;
+  const Contract contract = flushing(options.conventions, declared);
   const AttentionShape& s = problem.shape;
   const std::vector<Index> rows = rows_to_judge(s.rows, options.sample_rows, options.seed);
   Tally tally(options);
@@ -211,6 +210,20 @@ Verdict gradients_by_convention(const Attention& problem, const AttentionBackwar
   });
 }
 
+// Asks the evidence about a verdict, under the conventions that it has found.
+void ask_evidence(Verdict& v, const Attention& problem, const AttentionBackwardInput& input,
+                  const AttentionGradients& out, const Contract& strict,
+                  std::span<const Contract> contracts, const JudgeOptions& options) {
+  if (!is_weighed(v, options)) return;
+  const Conventions under = v.differs.over(options.conventions);
+  std::vector<Contract> asked;
+  for (const Contract& c : contracts) asked.push_back(flushing(under, c));
+  take_evidence(v,
+                weigh_backward(anchored(problem, under), input, out, flushing(under, strict), asked,
+                               v, options),
+                options.evidence);
+}
+
 }  // namespace
 
 Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& input,
@@ -219,11 +232,7 @@ Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& i
   Verdict v = gradients_by_convention(problem, input, options, [&](const JudgeOptions& o) {
     return judge_bounds(problem, input, out, contract, o);
   });
-  if (is_weighed(v, options))
-    take_evidence(v,
-                  weigh_backward(anchored(problem, v.differs.over(options.conventions)), input, out,
-                                 contract, {&contract, 1}, v, options),
-                  options.evidence);
+  ask_evidence(v, problem, input, out, contract, {&contract, 1}, options);
   return v;
 }
 
@@ -256,11 +265,7 @@ Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwa
   };
   Verdict v = gradients_by_convention(problem, input, options, judge_under);
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
-  if (is_weighed(v, options))
-    take_evidence(v,
-                  weigh_backward(anchored(problem, v.differs.over(options.conventions)), input, out,
-                                 ladder.front(), {first, ladder.end()}, v, options),
-                  options.evidence);
+  ask_evidence(v, problem, input, out, ladder.front(), {first, ladder.end()}, options);
   return v;
 }
 

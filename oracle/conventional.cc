@@ -126,11 +126,13 @@ std::optional<Substitute> substitute(const ProjectedAttention& p, WeightlessRows
 }
 
 // bounds.md, 13, Flushed subnormals: what an fp32 without subnormals loses
-Contract flushing(const Contract& contract) {
+Contract flushing(const Conventions& conventions, const Contract& contract) {
   using safety::least_normal;
+  if (conventions.of<Subnormals>() != Subnormals::flushed) return contract;
   Contract flushes = contract;
   flushes.product_floor =
       std::max(contract.product_floor, safety::losses_of_flushed_product * least_normal);
+  flushes.operand_floor = std::max(contract.operand_floor, least_normal);
   flushes.exp_floor = std::max(contract.exp_floor, least_normal);
   return flushes;
 }

@@ -37,6 +37,7 @@ class Exponential {
  public:
   Exponential(const Contract& c, const Schedule& how)
       : base_two_(how.base_two),
+        fuses_(how.fuses_argument),
         fold_(static_cast<float>(log2_e * (1 + how.constant * c.scale_error))),
         floor_(how.flushes ? c.exp_floor : 0),
         offset_(how.exp_offset * c.exp_ulp * 0x1p-23),
@@ -44,7 +45,11 @@ class Exponential {
 
   // exp(0) is 1 in every arithmetic that a contract describes.
   Eigen::ArrayXf of(const Eigen::Ref<const Eigen::ArrayXf>& s, float m) const {
-    const Eigen::ArrayXf argument = base_two_ ? Eigen::ArrayXf(s * fold_ - m * fold_) : s - m;
+    Eigen::ArrayXf argument = s - m;
+    if (base_two_ && fuses_)
+      // A double holds the product, so that this is a fused multiply-add.
+      argument = (s.cast<double>() * fold_ - static_cast<double>(m * fold_)).cast<float>();
+    else if (base_two_) argument = s * fold_ - m * fold_;
     const Eigen::ArrayXd x = (base_two_ ? ln_2 : 1) * argument.cast<double>();
     const Eigen::ArrayXd y = x.exp() * (1 + offset_ + slope_ * x.max(-200.0));
     return (x == 0).select(1.0, (y < floor_).select(0.0, y)).cast<float>();
@@ -52,7 +57,7 @@ class Exponential {
   float of(float s, float m) const { return of(Eigen::ArrayXf::Constant(1, s), m)(0); }
 
  private:
-  bool base_two_;
+  bool base_two_, fuses_;
   float fold_;
   double floor_, offset_, slope_;
 };
@@ -308,6 +313,7 @@ RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const Emu
   if (folded) s *= static_cast<float>(ln_2);
   if (c.score_dtype && how.rounds_unscaled) round_all(*c.score_dtype, s);
   if (!prescaled) s *= in.scale;
+  if (c.stores_score_parts && how.rounds_unscaled) round_all(*c.score_dtype, s);
   if (in.softcap > 0) {
     const float inverse = 1 / in.softcap;
     const auto error = static_cast<float>(1 + how.tanh * c.tanh_ulp * 0x1p-23);
@@ -332,6 +338,7 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   how.half_part = halves[random.below(std::size(halves))];
   how.scales_query = !c.ordered && random.below(2) != 0;
   how.base_two = c.fused_argument;
+  how.fuses_argument = c.ordered || serial % 6 < 3;
   how.from_lse =
       c.weights_from_lse || (!c.ordered && !c.weight_dtype && !c.divides_first && serial % 4 == 1);
   how.normalizes_first =

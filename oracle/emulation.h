@@ -42,6 +42,9 @@ struct Schedule {
   bool flushes = false;                  // weights that may underflow are 0
   bool keeps_weights = false;            // the gradients are those of kept weights, without LSE
   bool sums_in_order = false;            // weights are added to their sum one after the other
+  // The argument of 2^x is one multiply-add, which of the largest score makes another number than
+  // 0.
+  bool fuses_argument = false;
   bool lanes = false;  // the terms of a narrow product are summed in lanes
 };
 // `serial` numbers the replicates, so that choices of two are shared out evenly.

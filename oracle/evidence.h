@@ -42,6 +42,7 @@ struct Atypical {
   // The same median over the rows that are not exact: a row that is so by its data has no errors
   // that could be told from others. 0: all are exact.
   double median_of_inexact = 0;
+  double least_replicate = 0;  // the smallest such median of a replicate
   Index b = 0, h = 0, row = 0;
   bool of_column = false;  // of C: `row` is a column
 };

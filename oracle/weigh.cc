@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string_view>
 #include <utility>
 
@@ -28,9 +29,15 @@ void RowScores::add(double s, double limit, Index b, Index h, Index row) {
 }
 
 Atypical RowScores::finish() {
+  const auto median_of_inexact = [](std::vector<double>& all) {
+    std::erase(all, 0);
+    return all.empty() ? 0 : median(all);
+  };
   worst_.median = median(all_);
-  std::erase(all_, 0);
-  worst_.median_of_inexact = all_.empty() ? 0 : median(all_);
+  worst_.median_of_inexact = median_of_inexact(all_);
+  worst_.least_replicate = std::numeric_limits<double>::infinity();
+  for (std::vector<double>& all : replicates_)
+    worst_.least_replicate = std::min(worst_.least_replicate, median_of_inexact(all));
   return worst_;
 }
 
@@ -138,10 +145,17 @@ void score_rows(const EvidenceRows& rows, const Replicates& typical, Evidence& e
       if (!typical.usable[usize(at)]) continue;
       ++e.rows_asked;
       const double error = rows.error.row(at).norm() / columns;
-      o.add(error == 0 ? 0 : error / typical.sigma(at), limit, head.block.b, head.block.h, i);
-      if (rows.lse_asked[usize(at)] && std::isfinite(typical.lse_sigma(at)))
-        lse.add(std::fabs(rows.lse_error(at)) / typical.lse_sigma(at), lse_limit, head.block.b,
-                head.block.h, i);
+      const auto s_of = [](double of_row, double sigma) {
+        return of_row == 0 ? 0 : of_row / sigma;
+      };
+      o.add(s_of(error, typical.sigma(at)), limit, head.block.b, head.block.h, i);
+      for (std::size_t k = 0; k < typical.error.size(); ++k)
+        o.add_replicate(k, s_of(typical.error[k].row(at).norm() / columns, typical.sigma(at)));
+      const double lse_sigma = typical.lse_sigma(at);
+      if (!rows.lse_asked[usize(at)] || !std::isfinite(lse_sigma)) continue;
+      lse.add(std::fabs(rows.lse_error(at)) / lse_sigma, lse_limit, head.block.b, head.block.h, i);
+      for (std::size_t k = 0; k < typical.lse_error.size(); ++k)
+        lse.add_replicate(k, std::fabs(typical.lse_error[k](at)) / lse_sigma);
     }
   if (!o.empty()) e.rows[Output::o] = o.finish();
   if (!lse.empty()) e.rows[Output::lse] = lse.finish();

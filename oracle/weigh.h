@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <span>
@@ -36,7 +37,9 @@ inline double row_limit_of(Dtype out, Index elements) {
 inline constexpr double least_median = 0.02;
 // Where scores are so large that their rounding alone decides, the errors of all arithmetics are
 // alike, and all may be far larger than what a kernel happens to have in most rows. An arithmetic
-// forgives more than the first one only if its typical errors are larger by this factor.
+// forgives more than the first one only if its typical errors are larger by this factor. And where
+// kernels of one arithmetic differ by so much, as those do that divide weights before they are
+// rounded from those that do it later, a kernel is like the ones with small errors.
 inline constexpr double far_wider = 4;
 // Filters need so many numbers at least.
 inline constexpr Index least_elements = 64;
@@ -56,11 +59,14 @@ inline double least_factor(double roundoff, Dtype out) {
 class RowScores {
  public:
   void add(double s, double limit, Index b, Index h, Index row);
+  // Adds the s that the same row has of replicate k in place of the kernel.
+  void add_replicate(std::size_t k, double s) { replicates_[k].push_back(s); }
   bool empty() const { return all_.empty(); }
   Atypical finish();
 
  private:
   std::vector<double> all_;
+  std::array<std::vector<double>, replicate_count> replicates_;
   Atypical worst_;
 };
 
@@ -102,10 +108,12 @@ Evidence best_fit(std::span<const Arithmetic> contracts, Dtype out, const JudgeO
     if (first)
       for (const auto& [output, rows] : e.rows) first_median[output] = rows.median_of_inexact;
     // A later arithmetic errs more. One whose errors are far larger than the kernel's, in every
-    // output, is not its own, unless those of the first one are about as large.
+    // output, is not its own, unless those of the first one, or of a replicate, are about as small.
     const bool too_wide = !first && std::ranges::all_of(e.rows, [&](const auto& of_output) {
-      const double median = of_output.second.median_of_inexact;
-      return median < least_median && median <= first_median[of_output.first] / far_wider;
+      const Atypical& rows = of_output.second;
+      return rows.median_of_inexact < least_median &&
+             rows.median_of_inexact <=
+                 std::min(first_median[of_output.first], rows.least_replicate) / far_wider;
     });
     e.fits = excess(e) <= 1 && !too_wide;
     if (first || e.fits || (!too_wide && excess(e) < excess(best))) best = std::move(e);

@@ -408,9 +408,15 @@ Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& 
               ++e.rows_asked;
               const double error = g.error.row(r).norm() / columns;
               const bool queries = g.output == Output::dq;
-              scores[g.output].add(error == 0 ? 0 : error / typical.sigma[n](r), limit, group.b,
-                                   queries ? group.g * s.group() + r / s.rows : group.g,
-                                   queries ? r % s.rows : r);
+              const auto s_of = [&](double of_row) {
+                return of_row == 0 ? 0 : of_row / typical.sigma[n](r);
+              };
+              RowScores& rows = scores[g.output];
+              rows.add(s_of(error), limit, group.b,
+                       queries ? group.g * s.group() + r / s.rows : group.g,
+                       queries ? r % s.rows : r);
+              for (std::size_t k = 0; k < replicate_count; ++k)
+                rows.add_replicate(k, s_of(typical.error[n][k].row(r).norm() / columns));
             }
           }
           filters.add(group, typical);

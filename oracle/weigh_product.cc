@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <set>
 #include <utility>
@@ -188,22 +189,28 @@ namespace {
 // The s of a row or a column, of the elements that are added.
 class LineScore {
  public:
-  void add(double error, double square) {
-    error_ += error * error;
+  void add(const ProductSample& s, const ProductReplicates& typical, Index r, Index j) {
+    const double square = typical.square(r, j);
+    error_ += s.error(r, j) * s.error(r, j);
+    for (std::size_t k = 0; k < replicates_.size(); ++k)
+      replicates_[k] += typical.error[k](r, j) * typical.error[k](r, j);
     square_ += square;
     fourth_ += square * square;
   }
   // Where a few elements have nearly all of the typical errors, they alone make s, and the limit is
   // that of so many elements.
   void put(RowScores& scores, Dtype out, Index line) const {
-    if (square_ > 0)
-      scores.add(std::sqrt(error_ / square_), row_limit_of(out, square_ * square_ / fourth_), 0, 0,
-                 line);
+    if (!(square_ > 0)) return;
+    scores.add(std::sqrt(error_ / square_), row_limit_of(out, square_ * square_ / fourth_), 0, 0,
+               line);
+    for (std::size_t k = 0; k < replicates_.size(); ++k)
+      scores.add_replicate(k, std::sqrt(replicates_[k] / square_));
   }
   bool empty() const { return !(square_ > 0); }
 
  private:
   double error_ = 0, square_ = 0, fourth_ = 0;
+  std::array<double, replicate_count> replicates_{};
 };
 
 // The s of each row, and of each column, of the sample.
@@ -212,8 +219,8 @@ void score(const ProductSample& s, const ProductReplicates& typical, Evidence& e
   for (Index r = 0; r < s.exact.rows(); ++r)
     for (Index j = 0; j < s.exact.cols(); ++j) {
       if (!s.asked(r, j) || !std::isfinite(typical.square(r, j))) continue;
-      rows[usize(r)].add(s.error(r, j), typical.square(r, j));
-      columns[usize(j)].add(s.error(r, j), typical.square(r, j));
+      rows[usize(r)].add(s, typical, r, j);
+      columns[usize(j)].add(s, typical, r, j);
     }
   e.rows_asked = std::ranges::count_if(rows, [](const LineScore& l) { return !l.empty(); });
   if (e.rows_asked == 0) return;

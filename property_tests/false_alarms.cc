@@ -20,12 +20,9 @@
 #include <vector>
 
 #include "harness/cases/suites.h"
-#include "harness/judging/outputs.h"
 #include "harness/work.h"
-#include "oracle/backward_verdict.h"
-#include "oracle/verdict.h"
 #include "problem/parallel.h"
-#include "testing/emulated_kernel.h"
+#include "testing/emulated_verdict.h"
 
 namespace assay {
 namespace {
@@ -41,43 +38,12 @@ struct Seen {
   }
 };
 
-Verdict judge_forward(const Case& c, const Inputs& in, const Emulation& e, bool declared) {
-  const Outputs out(c);
-  run_emulated(e, in.problem, out.view());
-  JudgeOptions options;
-  options.evidence = EvidenceRule::fail;
-  return declared ? judge(in.problem, out.view(), e.contract, options)
-                  : judge_by_ladder(in.problem, out.view(), 64, options);
-}
-
-Verdict judge_gradients(const Case& c, const Inputs& in, const Emulation& e, bool declared) {
-  const Outputs forward(c);
-  run_emulated(e, in.problem, forward.view());
-  const GradientOutputs gradients(c, in);
-  const AttentionBackwardInput input{forward.o.view(), forward.lse.view(), in.d_o.view(),
-                                     in.d_lse.view()};
-  run_emulated_backward(e, in.problem, input, gradients.view());
-  JudgeOptions options;
-  options.evidence = EvidenceRule::fail;
-  return declared ? judge_backward(in.problem, input, gradients.view(), e.contract, options)
-                  : judge_backward_by_ladder(in.problem, input, gradients.view(), options);
-}
-
-// What a kernel that declares nothing may not compute is a fault of it: weights in 8 bits, and sums
-// in f16 of what f16 does not hold.
-bool must_be_declared(const Emulation& e, Dtype dtype) {
-  return e.contract.weight_dtype == Dtype::f8e4m3 ||
-         (e.accumulation == Accumulation::half && dtype != Dtype::f16);
-}
-
 class Alarms {
  public:
   void judge_case(const Case& c, const Emulation& e) {
-    const Inputs in(c);
-    const auto judged = c.operation == Operation::backward ? judge_gradients : judge_forward;
     for (const bool declared : {true, false}) {
       if (!declared && must_be_declared(e, c.dtype)) continue;
-      const Verdict v = judged(c, in, e, declared);
+      const Verdict v = emulated_verdict(c, e, declared);
       const std::lock_guard lock(mutex_);
       seen_[fmt::format("{}, {}", e.contract.name, declared ? "declared" : "not declared")].add(v);
       if (v.outcome == Outcome::fail)
