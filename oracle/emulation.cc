@@ -200,6 +200,36 @@ RowMajorSingle as_operand(const Contract& c, const SingleRef& m) {
   return m.unaryExpr([floor](float x) { return std::fabs(x) < floor ? 0.0f : x; });
 }
 
+// Adds the products of a block as a matrix instruction does that aligns them, and the sum, to the
+// largest of them, and drops what is below its last bit of each.
+void add_aligned(const Contract& c, const SingleRef& a, const SingleRef& b, Index k, Index width,
+                 RowMajorSingle& sum) {
+  const Index columns = sum.cols();
+  std::vector<double> quantum(usize(columns)), total(usize(columns));
+  for (Index r = 0; r < sum.rows(); ++r) {
+    for (Index j = 0; j < columns; ++j)
+      quantum[usize(j)] = std::fabs(static_cast<double>(sum(r, j)));
+    for (Index i = k; i < k + width; ++i) {
+      const auto x = static_cast<double>(a(r, i));
+      for (Index j = 0; j < columns; ++j)
+        quantum[usize(j)] = std::max(quantum[usize(j)], std::fabs(x * b(i, j)));
+    }
+    for (Index j = 0; j < columns; ++j) {
+      double& q = quantum[usize(j)];
+      constexpr std::uint64_t exponent = 0x7FF0000000000000;
+      q = c.dot_roundoff * std::bit_cast<double>(std::bit_cast<std::uint64_t>(q) & exponent);
+      q = std::max(q, 0x1p-149);
+      total[usize(j)] = std::trunc(sum(r, j) / q) * q;
+    }
+    for (Index i = k; i < k + width; ++i) {
+      const auto x = static_cast<double>(a(r, i));
+      for (Index j = 0; j < columns; ++j)
+        total[usize(j)] += std::trunc(x * b(i, j) / quantum[usize(j)]) * quantum[usize(j)];
+    }
+    for (Index j = 0; j < columns; ++j) sum(r, j) = truncated(total[usize(j)]);
+  }
+}
+
 void add_operands(const Contract& c, const Schedule& how, const SingleRef& a, const SingleRef& b,
                   RowMajorSingle& sum) {
   const Index n = a.cols();
@@ -231,6 +261,10 @@ void add_operands(const Contract& c, const Schedule& how, const SingleRef& a, co
   } else if (c.dot_block > 0) {
     for (Index k = 0; k < n; k += c.dot_block) {
       const Index w = std::min<Index>(c.dot_block, n - k);
+      if (how.aligns_products) {
+        add_aligned(c, a, b, k, w, sum);
+        continue;
+      }
       const RowMajor part = a.middleCols(k, w).cast<double>() * b.middleRows(k, w).cast<double>();
       sum = (sum.cast<double>() + part).unaryExpr(&truncated);
     }
@@ -356,7 +390,7 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   how.flushes = serial % 2 == 0;
   how.keeps_weights = serial % 4 < 2;
   how.sums_in_order = serial % 3 == 0;
-  how.lanes = serial % 2 != 0;
+  how.lanes = how.aligns_products = serial % 2 != 0;
   // Declared tiles may begin before the first key.
   how.order.resize(usize((keys + how.tile - 1) / how.tile + (c.ordered ? 1 : 0)));
   std::iota(how.order.begin(), how.order.end(), Index{0});

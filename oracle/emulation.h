@@ -45,7 +45,8 @@ struct Schedule {
   // The argument of 2^x is one multiply-add, which of the largest score makes another number than
   // 0.
   bool fuses_argument = false;
-  bool lanes = false;  // the terms of a narrow product are summed in lanes
+  bool aligns_products = false;  // a block drops bits of every product, not of its sum alone
+  bool lanes = false;            // the terms of a narrow product are summed in lanes
 };
 // `serial` numbers the replicates, so that choices of two are shared out evenly.
 Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index serial);
