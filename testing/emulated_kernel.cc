@@ -94,8 +94,10 @@ class Row {
       if (c_.query_dtype) q = static_cast<float>(round_to(*c_.query_dtype, q * p.scale));
       q_.push_back(q);
     }
-    // The fused base-2 form is used only if nothing comes between the dot product and the exponent.
-    fused_ = e.exp == ExpModel::base_two_fused && p.softcap == 0 && seen_.additions == 0;
+    // The fused base-2 form is used only if nothing comes between the dot product and the exponent,
+    // and if the largest dot product gives the largest score.
+    fused_ = e.exp == ExpModel::base_two_fused && p.softcap == 0 && seen_.additions == 0 &&
+             p.scale >= 0;
   }
 
   void run(const AttentionOutput& out) {
