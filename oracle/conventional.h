@@ -31,8 +31,7 @@ KeyInterval keys_of_sequence(const Attention& p, Index b);
 inline constexpr const char* spreads_by_convention =
     "NaN of a masked key, which spreads by convention";
 
-// The contract of a kernel under the conventions: one that flushes subnormals does so in fp32.
-// bounds.md, 13.
+// The contract of a kernel that may flush subnormals in fp32, by convention. bounds.md, 13.
 Contract flushing(const Conventions& conventions, const Contract& contract);
 
 // Whether 0 times a NaN or an infinity of a key could reach the outputs of a row.
