@@ -96,8 +96,8 @@ class Row {
     }
     // The fused base-2 form is used only if nothing comes between the dot product and the exponent,
     // and if the largest dot product gives the largest score.
-    fused_ = e.exp == ExpModel::base_two_fused && p.softcap == 0 && seen_.additions == 0 &&
-             p.scale >= 0;
+    fused_ =
+        e.exp == ExpModel::base_two_fused && p.softcap == 0 && seen_.additions == 0 && p.scale >= 0;
   }
 
   void run(const AttentionOutput& out) {
