@@ -271,6 +271,8 @@ Verdict by_convention(const Attention& p, Verdict own, const JudgeOptions& optio
   JudgeOptions found = options;
   found.conventions = *all;
   Verdict v = judge_under(found);
+  // Conventions under which nothing can be judged explain nothing.
+  if (v.outcome == Outcome::inconclusive && v.inside == 0) return own;
   // Another diagonal under which elements cannot be judged does not make them right.
   if (found.conventions.of<Anchor>() != options.conventions.of<Anchor>() &&
       undecided(v) > undecided(own))
