@@ -10,6 +10,7 @@
 #include "harness/candidates/python_candidate.h"
 #include "harness/faults/planted_faults.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_pairs.h"
 #include "kernels/device/device_backend.h"
 #include "kernels/dispatch/dispatch.h"
 #include "kernels/simd/targets.h"
@@ -84,6 +85,17 @@ Status run_host_product(const ProductCall& c, const Execution& how) {
 }
 
 constexpr PlantedFault kernel_itself{};
+
+// What the host's kernel means by subnormal numbers if no declared arithmetic says it: on a machine
+// that multiplies pairs of bf16 they are 0. Nothing: what it means elsewhere.
+std::optional<Conventions> conventions_of_host(bool declares) {
+  const bool flushes =
+      kernels::computes_in_pairs(kernels::Target(), Dtype::bf16, Dtype::bf16, Dtype::bf16);
+  if (declares || !flushes) return std::nullopt;
+  Conventions meant = Conventions::ours();
+  meant.declare(Subnormals::flushed);
+  return meant;
+}
 
 class Host : public Candidate {
  public:
@@ -392,7 +404,10 @@ kernels::Execution on_other_threads(const Case& c) {
 }
 
 std::unique_ptr<Candidate> make_candidate(const std::string& name) {
-  if (name == "host" || name == "host-undeclared") return std::make_unique<Host>(name == "host");
+  if (name == "host" || name == "host-undeclared") {
+    const bool declares = name == "host";
+    return std::make_unique<Host>(declares, conventions_of_host(declares));
+  }
   if (name == "unfused") return std::make_unique<Unfused>();
   if (name == "sdpa") return std::make_unique<Sdpa>();
   if (name.starts_with("device:")) return std::make_unique<OnDevice>(name.substr(7));
