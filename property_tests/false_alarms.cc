@@ -8,7 +8,7 @@
 // (default: 20) are left out, and so are those whose inputs are poked or that go through a cache.
 // With the seed, another arithmetic meets each case. Prints a few lines for every alarm, and a
 // summary. The second form asks one arithmetic of one case. The exit status is 1 if there was an
-// alarm.
+// alarm, and 2 if there was nothing to ask.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -16,7 +16,9 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "harness/cases/suites.h"
@@ -34,8 +36,9 @@ struct Seen {
     ++judged;
     not_asked += v.evidence.arithmetic.empty();
     by_evidence += v.by_evidence;
-    outside += v.outcome == Outcome::fail && !v.by_evidence;
+    outside += !v.by_evidence && (v.outcome == Outcome::fail || v.outcome == Outcome::error);
   }
+  bool alarmed() const { return by_evidence + outside > 0; }
 };
 
 class Alarms {
@@ -46,7 +49,7 @@ class Alarms {
       const Verdict v = emulated_verdict(c, e, declared);
       const std::lock_guard lock(mutex_);
       seen_[fmt::format("{}, {}", e.contract.name, declared ? "declared" : "not declared")].add(v);
-      if (v.outcome == Outcome::fail)
+      if (v.outcome == Outcome::fail || v.outcome == Outcome::error)
         fmt::print("{}, held against {}{}:\n    {}\n    false_alarms --case '{}' '{}'\n",
                    declared ? "declared" : "not declared", v.contract,
                    v.by_evidence ? " and errors of " + v.evidence.arithmetic : "", v.reason,
@@ -84,6 +87,11 @@ int ask_suite(const std::string& suite, std::uint64_t seed, double largest) {
     return c.operation == Operation::product || c.cache.kind != CacheSpec::Kind::none ||
            !c.pokes.empty() || multiply_adds(c) > 1e6 * largest;
   });
+  if (cases.empty())
+    throw std::invalid_argument(fmt::format(
+        "none of the {} cases of {} is of attention, without cache and pokes, and of at most {} "
+        "million multiply-adds",
+        all, suite, largest));
   Alarms alarms;
   parallel_for(std::ssize(cases), 0, [&](Index k) {
     const Case& c = cases[usize(k)];
@@ -97,17 +105,19 @@ int ask_suite(const std::string& suite, std::uint64_t seed, double largest) {
       "outside of a bound\n",
       suite, seed, cases.size(), all, total.judged, total.not_asked, total.by_evidence,
       total.outside);
-  return total.by_evidence + total.outside > 0;
+  return total.alarmed();
 }
 
 int ask_case(const std::string& line, std::string_view arithmetic) {
   const Case c = parse_case(line);
+  if (c.operation == Operation::product || c.cache.kind != CacheSpec::Kind::none)
+    throw std::invalid_argument("the case is a product or goes through a cache: " + line);
   for (const Emulation& e : emulations(c.dtype))
     if (e.contract.name == arithmetic) {
       Alarms alarms;
       alarms.judge_case(c, e);
       alarms.print_table();
-      return alarms.total().by_evidence + alarms.total().outside > 0;
+      return alarms.total().alarmed();
     }
   fmt::print(stderr, "false_alarms: '{}' is no arithmetic for {}; these are:\n", arithmetic,
              format(c.dtype).name);
