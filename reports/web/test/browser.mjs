@@ -136,11 +136,12 @@ export class Bench {
   }
 
   // Opens a page that holds the data. page.finish() reports what went wrong meanwhile, and closes
-  // the page.
+  // the page. A counted page tells by page.executions() how often the statement of its script ran
+  // that ran most since the last such call: work that no other process on the machine changes.
   async open(
     template,
     data,
-    { hash = '', width = 1280, scheme = 'light', before, file = false } = {},
+    { hash = '', width = 1280, scheme = 'light', before, file = false, counted = false } = {},
   ) {
     const html = this.html(template, data),
       path = `/${template}-${this.pages.size}.html`;
@@ -170,6 +171,19 @@ export class Bench {
       { name: 'prefers-reduced-motion', value: 'reduce' },
     ]);
     if (before) await page.evaluateOnNewDocument(before);
+    if (counted) {
+      const session = await page.createCDPSession();
+      await session.send('Profiler.enable');
+      await session.send('Profiler.startPreciseCoverage', { callCount: true, detailed: true });
+      page.executions = async () => {
+        const { result } = await session.send('Profiler.takePreciseCoverage');
+        const counts = result
+          .filter((script) => script.url.split('#')[0] === url)
+          .flatMap((script) => script.functions.flatMap((f) => f.ranges.map((r) => r.count)));
+        assert.ok(counts.length > 0, 'no script of the page was counted');
+        return counts.reduce((most, count) => Math.max(most, count), 0);
+      };
+    }
     await page.goto(url + hash);
     await page.waitForSelector(template === 'report' ? '#overview, #case' : '.empty, table, h2');
     page.wrong = wrong;
