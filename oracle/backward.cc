@@ -51,6 +51,15 @@ void finish_gradient(const Contract& c, const BackwardTerms& counts, double term
   }
 }
 
+// The magnitudes of what is read as 0, because it is below `floor`; no element where nothing is.
+RowMajor lost_operands(const Eigen::Ref<const RowMajor>& m, double floor) {
+  if (floor == 0) return {};
+  const auto size = m.array().abs();
+  RowMajor lost = (size < floor).select(size, 0);
+  if ((lost.array() == 0).all()) return {};
+  return lost;
+}
+
 void add_to(Gradient& g, Index row0, const RowMajor& value, const RowMajor& bound) {
   for (Index r = 0; r < value.rows(); ++r)
     for (Index d = 0; d < g.columns; ++d) {
@@ -149,6 +158,9 @@ class GroupSum {
         b_(b) {
     keys_ = kv_->keys_transposed.leftCols(s_.keys).transpose();
     keys_absolute_ = keys_.cwiseAbs();
+    keys_lost_ = lost_operands(keys_, c_.operand_floor);
+    // V holds 1 / (1 - dropout).
+    values_lost_ = lost_operands(kv_->values, c_.operand_floor * x.context_.keep_scale);
     out_.row_index.assign(row_index.begin(), row_index.end());
     all_rows_ = static_cast<Index>(row_index.size()) == s_.rows;
     with_pairs_ = with_pairs;
@@ -208,10 +220,10 @@ class GroupSum {
     const auto heads = static_cast<double>(s_.group());
     const double counts = x_.context_.terms[BackwardTerm::head_cast];
     const double gamma = gamma_factor(heads - 1, unit_roundoff(dtype));
+    const double floor = std::max(half_min_subnormal(dtype), c_.operand_floor);
     for (std::size_t e = 0; e < g.value.size(); ++e) {
       const double size = scale * magnitude.data()[e] + g.bound[e];
-      if (g.touched[e / usize(g.columns)])
-        g.bound[e] += counts * (gamma * size + heads * half_min_subnormal(dtype));
+      if (g.touched[e / usize(g.columns)]) g.bound[e] += counts * (gamma * size + heads * floor);
       if (!(size < overflow_threshold(dtype))) g.may_overflow[e] = 1;
     }
   }
@@ -223,7 +235,8 @@ class GroupSum {
 
   // The matrices of a block. Each thread keeps them from block to block.
   struct Products {
-    RowMajor q, d_o, dp, dp_absolute, kept_weight, ds, dot_gradient, to_dq, to_dk, to_dv, to_bias;
+    RowMajor q, d_o, dp, dp_absolute, dp_lost, kept_weight, ds, dot_gradient, to_dq, to_dk, to_dv,
+        to_bias;
     std::array<RowMajor*, 7> weights() {
       return {&kept_weight, &ds, &dot_gradient, &to_dq, &to_dk, &to_dv, &to_bias};
     }
@@ -243,6 +256,8 @@ class GroupSum {
     m.dp.noalias() = m.d_o * kv_->values.middleRows(key0, n).transpose();
     m.dp_absolute.noalias() =
         m.d_o.cwiseAbs() * kv_->values_absolute.middleRows(key0, n).transpose();
+    const RowMajor d_o_lost = lost_operands(m.d_o, c_.operand_floor);
+    add_lost_products(d_o_lost, key0, n, m);
     if (p_.dropout > 0) drop(block, states, m);
     for (RowMajor* w : m.weights()) w->setZero(rows, n);
     for (Index r = 0; r < rows; ++r) {
@@ -250,6 +265,10 @@ class GroupSum {
     }
     add_to(dq, first, m.dot_gradient * keys_.middleRows(key0, n),
            m.to_dq * keys_absolute_.middleRows(key0, n));
+    if (keys_lost_.size() > 0) {
+      const RowMajor lost = lost_in_sum(m.dot_gradient, m.to_dq) * keys_lost_.middleRows(key0, n);
+      add_to(dq, first, RowMajor::Zero(rows, s_.dim), lost);
+    }
     if (with_pairs_) keep_pairs(first, key0, m);
     if (!all_rows_) return;
     const auto d_o = m.d_o.leftCols(s_.value_dim);
@@ -257,6 +276,30 @@ class GroupSum {
     dk_bound_.middleRows(key0, n).noalias() += m.to_dk.transpose() * m.q.cwiseAbs();
     dv_.middleRows(key0, n).noalias() += m.kept_weight.transpose() * d_o;
     dv_bound_.middleRows(key0, n).noalias() += m.to_dv.transpose() * d_o.cwiseAbs();
+    const RowMajor q_lost = lost_operands(m.q, c_.operand_floor);
+    if (q_lost.size() > 0)
+      dk_bound_.middleRows(key0, n).noalias() +=
+          lost_in_sum(m.dot_gradient, m.to_dk).transpose() * q_lost;
+    if (d_o_lost.size() > 0)
+      dv_bound_.middleRows(key0, n).noalias() +=
+          lost_in_sum(m.kept_weight, m.to_dv).transpose() * d_o_lost.leftCols(s_.value_dim);
+  }
+
+  // bounds_backward.md, 3, Operands that are read as 0: of dO.v
+  void add_lost_products(const RowMajor& d_o_lost, Index key0, Index n, Products& m) const {
+    m.dp_lost.resize(0, 0);
+    if (d_o_lost.size() == 0 && values_lost_.size() == 0) return;
+    m.dp_lost.setZero(m.dp.rows(), n);
+    if (d_o_lost.size() > 0)
+      m.dp_lost += d_o_lost * kv_->values_absolute.middleRows(key0, n).transpose();
+    if (values_lost_.size() > 0)
+      m.dp_lost += m.d_o.cwiseAbs() * values_lost_.middleRows(key0, n).transpose();
+  }
+
+  // bounds_backward.md, 3, Operands that are read as 0: the largest weights of a kernel, which the
+  // inputs that it loses would have been multiplied with
+  RowMajor lost_in_sum(const RowMajor& weight, const RowMajor& bound) const {
+    return x_.context_.terms[BackwardTerm::input_operands] * (weight.cwiseAbs() + bound);
   }
 
   // bounds_backward.md, 7: dP of keys that dropout drops is 0, but a kernel may compute what
@@ -270,6 +313,7 @@ class GroupSum {
       if (block.visible[pair] && !(reach < c_.largest))
         state.taint = worse(state.taint, Taint::anything);
       m.dp.data()[e] = m.dp_absolute.data()[e] = 0;
+      if (m.dp_lost.size() > 0) m.dp_lost.data()[e] = 0;
     }
   }
 
@@ -367,6 +411,7 @@ class GroupSum {
     GradientTruth t = truth_of_row(p_, block, r);
     t.dp = m.dp.row(r).data();
     t.dp_absolute = m.dp_absolute.row(r).data();
+    if (m.dp_lost.size() > 0) t.dp_lost = m.dp_lost.row(r).data();
     t.weights_from_balls = state.from_balls;
     t.lse_error = lse_error_of_row(c_, x_.context_.terms, p_, x_.input_, block, r);
     t.delta = state.delta.value;
@@ -474,6 +519,7 @@ class GroupSum {
   Index h_ = 0;
   bool all_rows_ = false, with_pairs_ = false;
   RowMajor keys_, keys_absolute_, dk_, dk_bound_, dv_, dv_bound_;
+  RowMajor keys_lost_, values_lost_;  // what is read as 0; no element: nothing is
   // Only for heads whose parts are stored: the sums of their absolute values.
   RowMajor dk_heads_, dv_heads_;
   bool stores_heads_ = false;

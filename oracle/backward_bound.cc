@@ -107,15 +107,21 @@ struct RowNumbers {
     // bounds_backward.md, 4: the coefficients of E_dP, and what underflows
     if (x.forward.dropout) {
       gamma_keep = terms[Term::keep_scale] * gamma_factor(safety::roundings_of_keep, u);
-      keep_floor = terms[Term::keep_underflow] * c.product_floor;
+      keep_floor = terms[Term::keep_underflow] * c.product_floor +
+                   terms[Term::keep_operands] * c.operand_floor;
     }
     gamma_dp = kernel.values + gamma_keep * (1 + kernel.values);
     const double dp_terms = static_cast<double>(x.value_dim) + 2;
     const double dp_floor =
-        terms[Term::values_underflow] * (dp_terms * c.product_floor * x.keep_scale);
+        terms[Term::values_underflow] * (dp_terms * c.product_floor * x.keep_scale) +
+        (x.forward.dropout ? terms[Term::keep_operands] * c.operand_floor * x.keep_scale : 0);
     delta_error = dp_floor + t.delta_error + safety::own_errors_held * t.delta_radius;
     ds_floor = terms[Term::score_gradient_underflow] * c.product_floor;
     softcap_floor = terms[Term::softcap_underflow] * c.product_floor;
+    // bounds_backward.md, 3, Operands that are read as 0: f of each
+    weight_operand = terms[Term::weight_operands] * c.operand_floor;
+    ds_operand = terms[Term::score_gradient_operands] * c.operand_floor;
+    softcap_operand = terms[Term::softcap_operands] * c.operand_floor;
   }
 
   bool late;  // dS is computed from rounded weights
@@ -128,6 +134,7 @@ struct RowNumbers {
   // The oracle's E divided by that of a kernel: for q.k, for p.
   double dot_ratio = 0, weight_ratio = 0;
   double exp_floor = 0, keep_floor = 0, ds_floor = 0, softcap_floor = 0;
+  double weight_operand = 0, ds_operand = 0, softcap_operand = 0;
   double gamma_keep = 0, gamma_dp = 0;
   double delta_error = 0;            // the absolute part of the error of R dP - D
   bool exponents_are_small = false;  // H has not been replaced by e^H - 1
@@ -219,22 +226,30 @@ L in_sum_of_oracle(const Erring<L>& x, double gamma) {
   return x.own + gamma * (absolute(x.value) + x.own);
 }
 
+// bounds_backward.md, 4: the part of E_dP that grows with the products, and what these lose
+template <class L>
+L error_of_dp(const RowNumbers& n, const GradientTruth& t, Index j) {
+  const L error = n.gamma_dp * load_as<L>(t.dp_absolute + j);
+  return t.dp_lost ? error + n.terms[Term::values_operands] * load_as<L>(t.dp_lost + j) : error;
+}
+
 // bounds_backward.md, 4, Stored dP: the cast of R dP; 0 where it is not stored.
 template <class L>
-L cast_of_dp(const RowNumbers& n, L dp, L dp_absolute) {
+L cast_of_dp(const RowNumbers& n, L dp, L dp_error) {
   if (!n.stores_dp) return L{};
-  return n.terms[Term::stored_dp] * n.cast_of_dp.error(absolute(dp) + n.gamma_dp * dp_absolute);
+  return n.terms[Term::stored_dp] * n.cast_of_dp.error(absolute(dp) + dp_error);
 }
 
 // bounds_backward.md, 4: t = R dP - D and E_t.
 template <class L>
-Erring<L> difference(const RowNumbers& n, const GradientTruth& t, L dp, L dp_absolute) {
+Erring<L> difference(const RowNumbers& n, const GradientTruth& t, Index j) {
+  const L dp = load_as<L>(t.dp + j), dp_error = error_of_dp<L>(n, t, j);
   const L value = dp - t.delta, magnitude = absolute(value);
   const L rounding = n.terms[Term::subtraction] * n.u * magnitude;
-  const L cast = cast_of_dp(n, dp, dp_absolute);
-  return {
-      value, (n.gamma_dp * dp_absolute + cast + n.delta_error) * (1 + n.u) + rounding,
-      n.oracle.values * dp_absolute + t.delta_radius + safety::own_rounding * unit64 * magnitude};
+  const L cast = cast_of_dp(n, dp, dp_error);
+  return {value, (dp_error + cast + n.delta_error) * (1 + n.u) + rounding,
+          n.oracle.values * load_as<L>(t.dp_absolute + j) + t.delta_radius +
+              safety::own_rounding * unit64 * magnitude};
 }
 
 // bounds_backward.md, 4: dS = p t and E_dS, from rounded weights where the contract says so.
@@ -244,9 +259,11 @@ Erring<L> score_gradient(const RowNumbers& n, const Erring<L>& p, const Erring<L
   const L cast = n.terms[Term::late_cast] * n.cast_of_p.error(p.value + p.error);
   const L p_error = n.late ? p.error + cast : p.error;
   const L rounding = n.terms[Term::score_gradient] * n.u * ds;
+  // Of t, of p, and of the two numbers whose difference t is
+  const L lost = n.ds_operand * (size + t.error + 3 * (p.value + p_error));
   return {
       p.value * t.value,
-      (p_error * (size + t.error) + p.value * t.error) * (1 + n.u) + rounding + n.ds_floor,
+      (p_error * (size + t.error) + p.value * t.error) * (1 + n.u) + rounding + n.ds_floor + lost,
       p.own * (size + t.own) + p.value * t.own + safety::own_roundings_of_product * unit64 * ds};
 }
 
@@ -259,7 +276,7 @@ Erring<L> softcap_factor(const RowNumbers& n, L tau, L capped_error) {
               n.terms[Term::softcap_tanh] * (safety::two_roundings * u);
   const L e64 = n.dot_ratio * capped_error + safety::library_tanh;
   const L rounding = n.terms[Term::softcap_factor] * u * ((tau + e) * (tau + e) + factor);
-  return {factor, ((2 * tau + e) * e) * second_order + rounding * second_order,
+  return {factor, ((2 * tau + e) * e + rounding) * second_order + n.softcap_operand,
           (2 * tau + e64) * e64 + safety::own_rounding * unit64};
 }
 
@@ -268,10 +285,11 @@ template <class L>
 Erring<L> times_factor(const RowNumbers& n, const Erring<L>& ds, const Erring<L>& f) {
   const L size = absolute(ds.value);
   const L rounding = n.terms[Term::softcap_product] * n.u * size * f.value;
-  return {
-      ds.value * f.value,
-      (ds.error * (f.value + f.error) + size * f.error) * (1 + n.u) + rounding + n.softcap_floor,
-      ds.own * (f.value + f.own) + size * f.own + safety::own_rounding * unit64 * size};
+  const L lost = n.softcap_operand * (size + ds.error + f.value + f.error);
+  return {ds.value * f.value,
+          (ds.error * (f.value + f.error) + size * f.error) * (1 + n.u) + rounding +
+              n.softcap_floor + lost,
+          ds.own * (f.value + f.own) + size * f.own + safety::own_rounding * unit64 * size};
 }
 
 // Takes one pair, or eight pairs, from the weight to its parts in the bounds of all gradients.
@@ -292,19 +310,21 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
 
   const L keep = t.kept ? load_as<L>(s.keep.data() + j) : zero + x.keep_scale;
   const Erring<L> kept = kept_weight(n, p, keep);
-  const L cast_p = n.terms[Term::value_cast] * n.cast_of_p.error(kept.value + kept.error);
+  const L cast_p =
+      n.terms[Term::value_cast] * n.cast_of_p.error(kept.value + kept.error) + n.weight_operand;
   const L to_dv = in_sum_of_kernel(kept, cast_p, n.kernel.rows);
   store_lanes(out.kept_weight + j, kept.value);
   store_lanes(out.to_dv + j, where_live(to_dv));
   compare(in_sum_of_oracle(kept, n.oracle.rows), to_dv);
 
   const L dp_absolute = load_as<L>(t.dp_absolute + j);
-  Erring<L> ds = score_gradient(n, p, difference(n, t, load_as<L>(t.dp + j), dp_absolute));
+  Erring<L> ds = score_gradient(n, p, difference<L>(n, t, j));
   // bounds_backward.md, 4, Stored dP: the cast of dS before it is scaled; dBias is made of it.
   const L stored_ds =
       n.stores_dp ? n.terms[Term::stored_twice] * n.cast_of_dp.error(absolute(ds.value) + ds.error)
                   : zero;
-  const L to_bias = in_sum_of_kernel(ds, stored_ds, n.kernel.bias);
+  const L in_bias = x.bias_length > 1 ? stored_ds + n.weight_operand : stored_ds;
+  const L to_bias = in_sum_of_kernel(ds, in_bias, n.kernel.bias);
   store_lanes(out.ds + j, ds.value);
   store_lanes(out.to_bias + j, where_live(to_bias));
   compare(in_sum_of_oracle(ds, n.oracle.bias), to_bias);
@@ -318,8 +338,10 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
   const L first_cast =
       n.stores_dp ? n.terms[Term::stored_twice] * n.cast_of_dp.error(absolute(ds.value) + ds.error)
                   : zero;
-  const L cast_ds = first_cast + n.terms[Term::gradient_cast] *
-                                     n.cast_of_ds.error(absolute(ds.value) + ds.error + first_cast);
+  const L cast_ds = first_cast +
+                    n.terms[Term::gradient_cast] *
+                        n.cast_of_ds.error(absolute(ds.value) + ds.error + first_cast) +
+                    n.weight_operand;
   const L to_dq = in_sum_of_kernel(ds, cast_ds, n.kernel.keys);
   const L to_dk = in_sum_of_kernel(ds, cast_ds, n.kernel.rows);
   store_lanes(out.dot_gradient + j, ds.value);
@@ -343,7 +365,7 @@ double error_of_delta(const Contract& c, const GradientTruth& t, const RowNumber
     if (!(t.gap[j] < inf)) continue;
     const Erring<double> p = weight(n, t.weight[j], s.growth[usize(j)], s.growth64[usize(j)]);
     const double p_error = p.error + n.cast_of_p.error(p.value + p.error);
-    const double dp = std::fabs(t.dp[j]), of_dp = n.gamma_dp * t.dp_absolute[j],
+    const double dp = std::fabs(t.dp[j]), of_dp = error_of_dp<double>(n, t, j),
                  dp_error = of_dp + n.cast_of_dp.error(dp + of_dp);
     error += p_error * (dp + dp_error) + p.value * dp_error;
     sum += (p.value + p_error) * (dp + dp_error);
@@ -420,7 +442,9 @@ SinkTerm derive_sink_term(const Contract& c, const BackwardContext& x, const Sin
       weight * expm1_above(exponent) + x.terms[Term::sink_underflow] * c.exp_floor;
   const double error =
       (weight_error * (magnitude + t.delta_error) + weight * t.delta_error) * (1 + u) +
-      x.terms[Term::sink_product] * u * product;
+      x.terms[Term::sink_product] * u * product +
+      x.terms[Term::sink_operands] * c.operand_floor *
+          (magnitude + t.delta_error + weight + weight_error + 1);
   const double gamma = x.terms[Term::sink_sum] * gamma_factor(t.rows + 1, u);
   SinkTerm part;
   part.value = weight * t.delta;

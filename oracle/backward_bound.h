@@ -38,7 +38,9 @@ struct GradientTruth {
   const double* capped_error = nullptr;  // of the score before the biases; null: no softcap
   const double* dp = nullptr;            // R_j dO.v_j
   const double* dp_absolute = nullptr;   // R_j sum |dO||v_j|
-  const char* kept = nullptr;            // whether dropout keeps the pair; null: all are kept
+  // The part of dp_absolute that is lost where a contract reads small operands as 0; null: none.
+  const double* dp_lost = nullptr;
+  const char* kept = nullptr;       // whether dropout keeps the pair; null: all are kept
   bool weights_from_balls = false;  // p_j and LSE come from balls, and are right to the last bit
   double max = 0, lse = 0;
   double lse_error = 0, lse_radius = 0;  // of the stored LSE; of the oracle's LSE

@@ -26,8 +26,8 @@ struct Contract {
   bool products_rounded = false;    // products are rounded before they are added (no FMA)
   double largest = 0x1.fffffep127;  // finite limit of scores and accumulators
   double product_floor = 0x1p-149;  // absolute error of a product that underflows
-  // Numbers below it are read as 0, in Q, K, weights, V and accumulators: 2^-126 if the dot
-  // products flush subnormal numbers. The product_floor is then at least as large.
+  // Numbers below it are read as 0, as operands of dot products and, in a backward pass, of all
+  // others: 2^-126 if subnormals are flushed. The product_floor is then at least as large.
   double operand_floor = 0;
 
   // Softmax.

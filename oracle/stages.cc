@@ -262,20 +262,23 @@ bool reads_numbers(const Block& stored, const std::vector<double>& d_o, double d
          std::isfinite(d_lse) && (row.fully_masked || std::isfinite(row.lse.value));
 }
 
-// R_j dO.v_j of a row, and the same over absolute values.
+// R_j dO.v_j of a row, the same over absolute values, and what of these is lost where operands
+// below a floor are read as 0.
 struct ValueProducts {
-  std::vector<double> sum, absolute;
+  std::vector<double> sum, absolute, lost;
 };
 ValueProducts value_products(const KeyValues& kv, const Block& block,
-                             const std::vector<double>& d_o) {
-  ValueProducts dp{std::vector<double>(usize(block.count)),
-                   std::vector<double>(usize(block.count))};
+                             const std::vector<double>& d_o, double floor, double keep_scale) {
+  const std::vector<double> zeros(usize(block.count));
+  ValueProducts dp{zeros, zeros, zeros};
   for (std::size_t j = 0; j < dp.sum.size(); ++j) {
     if (!block.visible[j]) continue;
     for (std::size_t column = 0; column < d_o.size(); ++column) {
       const double v = kv.values(block.key0 + static_cast<Index>(j), static_cast<Index>(column));
       dp.sum[j] += d_o[column] * v;
       dp.absolute[j] += std::fabs(d_o[column] * v);
+      if (std::fabs(d_o[column]) < floor || std::fabs(v) < floor * keep_scale)
+        dp.lost[j] += std::fabs(d_o[column] * v);
     }
   }
   return dp;
@@ -296,13 +299,15 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   const Delta delta = delta_of_row(contract_, {}, *backward_, stored, 0, d_o.data());
   row.delta_ = {delta.value, delta.error * own};
   if (!(delta.stored * (1 + safety::accumulation) < contract_.largest)) row.judged_ = false;
-  ValueProducts dp = value_products(*row.kv_, stored, d_o);
-  add_weight_gradients(row, dp.sum, dp.absolute);
+  ValueProducts dp = value_products(*row.kv_, stored, d_o, contract_.operand_floor,
+                                    dropout_scale(problem_));
+  add_weight_gradients(row, dp.sum, dp.absolute, dp.lost);
   for (std::size_t j = 0; problem_.dropout > 0 && j < dp.sum.size(); ++j)
-    if (!stored.kept[j]) dp.sum[j] = dp.absolute[j] = 0;
+    if (!stored.kept[j]) dp.sum[j] = dp.absolute[j] = dp.lost[j] = 0;
   GradientTruth t = truth_of_row(problem_, stored, 0);
   t.dp = dp.sum.data();
   t.dp_absolute = dp.absolute.data();
+  t.dp_lost = dp.lost.data();
   t.delta = delta.value;
   t.delta_error = row.delta_.error;
   add_pairs(row, t);
@@ -310,7 +315,8 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
 
 // bounds_backward.md, 11: dP, before dropout
 void StageReference::add_weight_gradients(StageRow& row, const std::vector<double>& sum,
-                                          const std::vector<double>& absolute) const {
+                                          const std::vector<double>& absolute,
+                                          const std::vector<double>& lost) const {
   const Contract& c = contract_;
   // The values of kv_ are multiplied by the scale of dropout.
   const double keep_scale = dropout_scale(problem_);
@@ -320,7 +326,7 @@ void StageReference::add_weight_gradients(StageRow& row, const std::vector<doubl
   for (std::size_t j = 0; j < sum.size(); ++j) {
     if (!row.block_.visible[j]) continue;
     row.weight_gradient_[usize(row.block_.key0) + j] = {
-        sum[j] / keep_scale, (gamma * absolute[j] / keep_scale + floor) * own};
+        sum[j] / keep_scale, ((gamma * absolute[j] + lost[j]) / keep_scale + floor) * own};
     // This concerns dropped pairs too, because a kernel may compute them before it drops them.
     if (!(absolute[j] * (1 + safety::accumulation) < c.largest)) row.judged_ = false;
   }

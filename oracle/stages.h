@@ -93,7 +93,8 @@ class StageReference {
  private:
   void add_backward(StageRow& row, Index b, Index h, Index i) const;
   void add_weight_gradients(StageRow& row, const std::vector<double>& sum,
-                            const std::vector<double>& absolute) const;
+                            const std::vector<double>& absolute,
+                            const std::vector<double>& lost) const;
   void add_pairs(StageRow& row, const GradientTruth& t) const;
 
   const Attention& problem_;

@@ -61,7 +61,8 @@ Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
                    const AttentionBackwardInput& input, const Block& block, Index row,
                    const double* d_o) {
   Delta d;
-  double absolute = 0, defect = 0;
+  double absolute = 0, defect = 0, lost = 0;
+  const auto is_lost = [&](double x) { return std::fabs(x) < c.operand_floor; };
   const Index columns = input.o.shape[3], i = block.row(row).index;
   for (Index col = 0; col < columns; ++col) {
     const BlockElement& e = block.element(row, col);
@@ -70,11 +71,13 @@ Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
     d.value += x * e.value;
     defect += x * ((o - e.value) - e.low);
     d.stored += std::fabs(x * o);
+    if (is_lost(x) || is_lost(o)) lost += std::fabs(x * o);
     absolute += std::fabs(x * e.value);
     d.radius += std::fabs(x) * e.radius;
   }
   const double given = lse_gradient_of_row(input, block.b, block.h, i);
   const double d_lse = std::isfinite(given) ? given : 0, size = std::fabs(d_lse);
+  if (is_lost(d_lse)) lost += size;
   const double length = static_cast<double>(columns) + 1;
   const double gamma64 = gamma_factor(length + safety::own_roundings_of_delta, unit64);
   const double sum = gamma_factor(length, c.roundoff) * d.stored;
@@ -82,7 +85,8 @@ Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
   d.radius = d.radius * (1 + safety::evaluation) + gamma64 * (absolute + size);
   d.error = terms[Term::stored_output] * std::fabs(defect) + terms[Term::delta_sum] * sum +
             gamma64 * (d.stored + absolute + size) + d.radius +
-            terms[Term::delta_underflow] * (length * c.product_floor);
+            terms[Term::delta_underflow] * (length * c.product_floor) +
+            terms[Term::delta_operands] * lost * (1 + safety::evaluation);
   // bounds_backward.md, 1, dLSE: it is one more term of the sum
   if (d_lse != 0)
     d.error += terms[Term::lse_gradient] *

@@ -156,23 +156,24 @@ class Kernel {
     for (Index i = 0; i < s_.rows; ++i) {
       const std::vector<Pair> pairs = weights(i);
       const double d = c_.dp_dtype ? delta_of_weights(i, pairs) : delta(i);
-      if (s_.sink) sink = rounded(sink + rounded(sink_weight(i) * d));
+      if (s_.sink) sink = rounded(sink + read(rounded(read(sink_weight(i)) * read(d))));
       std::vector<double> dq;
       for (Index j = 0; j < s_.keys; ++j) {
         const Pair& x = pairs[usize(j)];
         const double r = w_.keep(i, j);
         double kept = x.p;
-        if (s_.dropout > 0) kept = a_.err(x.p * r, 3 * u_ * x.p * r + c_.product_floor);
-        const double t = rounded(value_product(i, j, r) - d);
+        if (s_.dropout > 0) kept = a_.err(read(x.p) * r, 3 * u_ * read(x.p) * r + c_.product_floor);
+        const double t = rounded(read(value_product(i, j, r)) - read(d));
         const double p = c_.score_gradients_late ? cast(x.p) : x.p;
-        double ds = with_floor(p * t);
+        double ds = with_floor(read(p) * read(t));
         double& sum = bias[usize(j)];
-        sum = i == 0 ? stored(ds) : rounded(sum + stored(ds));
-        if (s_.softcap > 0) ds = with_floor(ds * x.factor);
+        sum = i == 0 ? stored(ds) : rounded(read(sum) + read(stored(ds)));
+        if (s_.softcap > 0) ds = with_floor(read(ds) * read(x.factor));
         const double g = cast_gradient(stored(ds));
-        if (which == Gradients::dq && i == row) dq.push_back(g * s_.k(j, column));
-        if (which == Gradients::dk && j == row) dk.push_back(g * s_.q(i, column));
-        if (which == Gradients::dv && j == row) dv.push_back(cast(kept) * s_.d_o(i, column));
+        if (which == Gradients::dq && i == row) dq.push_back(read(g) * read(s_.k(j, column)));
+        if (which == Gradients::dk && j == row) dk.push_back(read(g) * read(s_.q(i, column)));
+        if (which == Gradients::dv && j == row)
+          dv.push_back(read(cast(kept)) * read(s_.d_o(i, column)));
       }
       if (which == Gradients::dq && i == row) return scaled(sum_of(dq));
     }
@@ -189,6 +190,7 @@ class Kernel {
     double p, factor;
   };
 
+  double read(double x) const { return std::fabs(x) < c_.operand_floor ? 0 : x; }
   double rounded(double x) { return a_.err(x, u_ * std::fabs(x)); }
   double with_floor(double x) { return a_.err(x, u_ * std::fabs(x) + c_.product_floor); }
   // One step of a sum of products.
@@ -240,10 +242,10 @@ class Kernel {
 
   // Computes D without FMA, beginning with -dLSE.
   double delta(Index i) {
-    double sum = -s_.d_lse.value_or(0);
+    double sum = -read(s_.d_lse.value_or(0));
     for (Index c = 0; c < s_.value_dim; ++c) {
       const double o = load(w_.o.view(), w_.o.view().at(0, 0, i, c));
-      sum = rounded(sum + with_floor(s_.d_o(i, c) * o));
+      sum = rounded(sum + with_floor(read(s_.d_o(i, c)) * read(o)));
     }
     return sum;
   }
@@ -261,10 +263,11 @@ class Kernel {
   }
   double value_product(Index i, Index j, double keep) {
     std::vector<double> products;
-    for (Index c = 0; c < s_.value_dim; ++c) products.push_back(s_.d_o(i, c) * s_.v(j, c));
+    for (Index c = 0; c < s_.value_dim; ++c)
+      products.push_back(read(s_.d_o(i, c)) * read(s_.v(j, c)));
     const double sum = sum_of(products);
     if (s_.dropout == 0) return stored(sum);
-    const double kept = sum * keep;
+    const double kept = read(sum) * keep;
     return stored(a_.err(kept, 3 * u_ * std::fabs(kept) + c_.product_floor));
   }
 
@@ -274,7 +277,7 @@ class Kernel {
   };
   Score score(Index i, Index j) {
     std::vector<double> products;
-    for (Index d = 0; d < s_.dim; ++d) products.push_back(s_.q(i, d) * s_.k(j, d));
+    for (Index d = 0; d < s_.dim; ++d) products.push_back(read(s_.q(i, d)) * read(s_.k(j, d)));
     const double dot = sum_of(products);
     const double scale = s_.scale, cap = s_.softcap;
     const double t = fused() ? dot * scale : rounded(dot * scale);
@@ -419,6 +422,17 @@ void opposite_values(Small& s) {
   s.k = Small::first(1, 0);
 }
 
+// Numbers below it are read as 0 in the cases of operands.
+constexpr double least_operand = 0x1.8p-10, lost_operand = 0x1p-11;
+
+// The weight of the first key, e^-8, is read as 0.
+void lost_weight(Small& s, Contract& c) {
+  s.keys = 2;
+  s.k = Small::first(-8, 0);
+  s.q = Small::all(1);
+  c.operand_floor = least_operand;
+}
+
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
       {Term::stored_output, Gradients::dq, [](Small& s, Contract&) { s.o_off = 0x1p-8; }},
@@ -431,6 +445,14 @@ const std::vector<Case>& cases() {
        [](Small& s, Contract& c) {
          s.value_dim = 32;
          c.product_floor = 0x1p-16;
+       }},
+      // The elements of O alone are lost: V is large, and so is no dP.
+      {Term::delta_operands, Gradients::dq,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         s.value_dim = 64;
+         s.v = [](Index j, Index d) { return ((j + d) % 2 == 0 ? 1 : -1) + lost_operand; };
+         c.operand_floor = least_operand;
        }},
       {Term::lse_gradient, Gradients::dq,
        [](Small& s, Contract&) {
@@ -509,6 +531,12 @@ const std::vector<Case>& cases() {
          s.d_o = Small::all(256);
          c.product_floor = 0x1p-16;
        }},
+      {Term::keep_operands, Gradients::dv,
+       [](Small& s, Contract& c) {
+         lost_weight(s, c);
+         s.k = Small::first(-6.75, 0);
+         s.dropout = 0.75f;
+       }},
       {Term::value_cast, Gradients::dv, [](Small&, Contract& c) { c.weight_dtype = Dtype::bf16; }},
       {Term::cast_underflow, Gradients::dv,
        [](Small& s, Contract& c) {
@@ -547,6 +575,25 @@ const std::vector<Case>& cases() {
          c.dot_roundoff = 0x1p-24;
          c.dot_block = 2;
        }},
+      {Term::weight_operands, Gradients::dv, lost_weight},
+      {Term::input_operands, Gradients::dv,
+       [](Small& s, Contract& c) {
+         s.d_o = Small::all(lost_operand);
+         c.operand_floor = least_operand;
+       }},
+      {Term::input_operands, Gradients::dq,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         s.k = Small::first(lost_operand, 0);
+         c.operand_floor = least_operand;
+       }},
+      {Term::input_operands, Gradients::dk,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         s.k = Small::all(0);
+         s.q = Small::all(lost_operand);
+         c.operand_floor = least_operand;
+       }},
       {Term::head_cast, Gradients::dv,
        [](Small& s, Contract& c) {
          s.heads = 3;
@@ -563,6 +610,13 @@ const std::vector<Case>& cases() {
          s.value_dim = 32;
          c.product_floor = 0x1p-16;
        }},
+      {Term::values_operands, Gradients::dq,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         s.value_dim = 64;
+         s.v = [](Index j, Index) { return j == 0 ? lost_operand : -lost_operand; };
+         c.operand_floor = least_operand;
+       }},
       {Term::subtraction, Gradients::dq, [](Small& s, Contract&) { opposite_values(s); }},
       {Term::score_gradient, Gradients::dq, [](Small& s, Contract&) { opposite_values(s); }},
       {Term::score_gradient_underflow, Gradients::dq,
@@ -570,6 +624,11 @@ const std::vector<Case>& cases() {
          s.keys = 64;
          s.k = Small::first(4096, 0);
          c.product_floor = 0x1p-16;
+       }},
+      {Term::score_gradient_operands, Gradients::dq,
+       [](Small& s, Contract& c) {
+         lost_weight(s, c);
+         s.v = Small::first(1000, 0);
        }},
       {Term::softcap_score, Gradients::dq,
        [](Small& s, Contract& c) {
@@ -603,6 +662,14 @@ const std::vector<Case>& cases() {
          s.softcap = 0x1p-4;
          s.k = Small::first(4096, 0);
          c.product_floor = 0x1p-16;
+       }},
+      {Term::softcap_operands, Gradients::dq,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         s.softcap = 1;
+         s.q = Small::all(4.15);
+         s.d_o = Small::all(1000);
+         c.operand_floor = least_operand;
        }},
       {Term::gradient_cast, Gradients::dq,
        [](Small& s, Contract& c) {
@@ -698,6 +765,12 @@ const std::vector<Case>& cases() {
        [](Small& s, Contract& c) {
          s.sink = 0.0f;
          c.exp_floor = 0x1p-16;
+       }},
+      {Term::sink_operands, Gradients::d_sink,
+       [](Small& s, Contract& c) {
+         s.sink = -8.0f;
+         s.d_o = Small::all(1000);
+         c.operand_floor = least_operand;
        }},
       {Term::sink_product, Gradients::d_sink, [](Small& s, Contract&) { s.sink = 0.0f; }},
       {Term::sink_sum, Gradients::d_sink,
