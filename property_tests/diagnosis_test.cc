@@ -335,7 +335,7 @@ CaseResult drawn(const char* line, const std::string& candidate) {
 
 // Which share of its weight each key lacks, by row and key. Rows without shares are skipped.
 using Lacks = std::function<double(Index row, Index key)>;
-void expect_weights(const Pictures::Weights& w, Index told, const Lacks& lacks) {
+void expect_weights(const LackingWeights& w, Index told, const Lacks& lacks) {
   ASSERT_EQ(w.row_step * w.key_step, 1);
   Index rows = 0;
   for (std::size_t i = 0; i < w.cells.size(); ++i) {
@@ -356,7 +356,7 @@ TEST(WeightMap, ShowsTheKeysThatAreMissing) {
   const CaseResult tile =
       drawn("attention b=1 h=1 l=9x140 d=64", "fault:last-partial-tile-skipped");
   ASSERT_TRUE(tile.pictures->weights.has_value());
-  const Pictures::Weights& w = *tile.pictures->weights;
+  const LackingWeights& w = *tile.pictures->weights;
   EXPECT_EQ(w.key_step, 3);
   for (const OptionalRatios& row : w.cells) {
     EXPECT_NEAR(row.front().value_or(9), 0, 0.05);
@@ -401,7 +401,7 @@ TEST(WeightMap, IsSmallAndOnlyThereWhereWeightsExplain) {
   const CaseResult large = drawn("attention b=1 h=1 l=300x1000 d=64 causal offset=end window=6,-1",
                                  "fault:window-off-by-one");
   ASSERT_TRUE(large.pictures->weights.has_value());
-  const Pictures::Weights& w = *large.pictures->weights;
+  const LackingWeights& w = *large.pictures->weights;
   EXPECT_EQ(w.row_step, 5);
   EXPECT_EQ(w.key_step, 16);
   EXPECT_LE(std::ssize(w.cells), 64);

@@ -188,9 +188,9 @@ std::vector<const assay_tensor*> KernelCall::add_pages(const char* name,
       place(usize(last - first), writable, data, writable ? data : nullptr, name);
   std::vector<const assay_tensor*> described;
   for (const TensorView& t : views) {
-    for (const Index page : pages) {
+    for (const Index index : pages) {
       TensorView one = t;
-      one.origin = t.at(page, 0, 0, 0);
+      one.origin = t.at(index, 0, 0, 0);
       one.shape[0] = 1;
       const Reach r = reach(one);
       regions_.back().parts.emplace_back(usize(r.first - first), usize(r.first - first + r.bytes));

@@ -10,8 +10,7 @@
 namespace assay {
 namespace {
 
-constexpr std::byte before{0x3C};         // in what a call writes
-constexpr Index most_elements = 1 << 13;  // of a case that is asked
+constexpr std::byte before{0x3C};  // in what a call writes
 
 // A case of the same shapes, dtypes and layouts.
 Case with_other_elements(const Case& c) {

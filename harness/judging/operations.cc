@@ -32,7 +32,7 @@ struct AttentionWork {
     return goes_on;
   }
   std::vector<BitsOperation> bits() const { return {appending(inputs)}; }
-  std::optional<Pictures::Weights> weights() const {
+  std::optional<LackingWeights> weights() const {
     const auto own = declared<Contract>(run.candidate, step.call(outputs), run.how);
     return weights_of(anchored(step.in.problem, step.conventions), outputs.view(),
                       own ? &*own : nullptr, run.result.verdict, run.options.oracle_threads);
@@ -74,7 +74,7 @@ struct BackwardWork {
     return goes_on;
   }
   std::vector<BitsOperation> bits() const { return {}; }
-  std::optional<Pictures::Weights> weights() const { return std::nullopt; }
+  std::optional<LackingWeights> weights() const { return std::nullopt; }
 };
 
 struct ProductWork {
@@ -89,7 +89,7 @@ struct ProductWork {
   }
   bool judge(Painter* painter) const { return judge_step(run, step, outputs, painter); }
   std::vector<BitsOperation> bits() const { return {quantizing(), dequantizing(inputs)}; }
-  std::optional<Pictures::Weights> weights() const { return std::nullopt; }
+  std::optional<LackingWeights> weights() const { return std::nullopt; }
 };
 
 template <class Work>

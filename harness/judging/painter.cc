@@ -162,15 +162,15 @@ Pictures Painter::pictures(Index row_tile) const {
   return pictures;
 }
 
-std::optional<Pictures::Weights> weights_of(const ProjectedAttention& problem,
-                                            const AttentionOutput& out, const Contract* declared,
-                                            const Verdict& failed, int threads) {
+std::optional<LackingWeights> weights_of(const ProjectedAttention& problem,
+                                         const AttentionOutput& out, const Contract* declared,
+                                         const Verdict& failed, int threads) {
   constexpr Index most_cells = 64, tile = 64;
   const Contract contract = declared ? *declared : contract_ladder(problem.q.dtype, tile).front();
   const std::optional<WeightMap> map =
       map_weights(problem, out, contract, failed, most_cells, threads);
   if (!map) return std::nullopt;
-  Pictures::Weights drawn{map->b, map->h, map->rows, map->keys, map->row_step, map->key_step, {}};
+  LackingWeights drawn{map->b, map->h, map->rows, map->keys, map->row_step, map->key_step, {}};
   for (const WeightMap::Row& row : map->sampled) {
     OptionalRatios& cells = drawn.cells.emplace_back(usize(cells_of(map->keys, map->key_step)));
     // A picture shows no more digits.

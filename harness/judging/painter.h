@@ -49,8 +49,8 @@ class Painter {
 
 // The share of its weight that each key lacks in a failing O, if wrong weights explain it.
 // `declared` is the contract of the candidate; null: it declares none.
-std::optional<Pictures::Weights> weights_of(const ProjectedAttention& problem,
-                                            const AttentionOutput& out, const Contract* declared,
-                                            const Verdict& failed, int threads);
+std::optional<LackingWeights> weights_of(const ProjectedAttention& problem,
+                                         const AttentionOutput& out, const Contract* declared,
+                                         const Verdict& failed, int threads);
 
 }  // namespace assay

@@ -22,6 +22,17 @@ struct TileRatios {
   bool operator==(const TileRatios&) const = default;
 };
 
+// Of one head, the share of its weight that each key lacks in each row: 1 is missing, -1 is
+// twice, or is there although the row must not see the key. The cell of some keys has the share
+// of the largest magnitude, in one row of each row_step. Rows that no weights explain are empty.
+// It stands outside of Pictures for the reason of TileRatios.
+struct LackingWeights {
+  Index b = 0, h = 0;
+  Index rows = 1, keys = 1, row_step = 1, key_step = 1;
+  std::vector<OptionalRatios> cells;
+  bool operator==(const LackingWeights&) const = default;
+};
+
 struct Pictures {
   // The largest error/bound of one head, in cells of row_step rows and column_step columns.
   struct Map {
@@ -55,22 +66,12 @@ struct Pictures {
     bool operator==(const Mask&) const = default;
   };
 
-  // Of one head, the share of its weight that each key lacks in each row: 1 is missing, -1 is
-  // twice, or is there although the row must not see the key. The cell of some keys has the share
-  // of the largest magnitude, in one row of each row_step. Rows that no weights explain are empty.
-  struct Weights {
-    Index b = 0, h = 0;
-    Index rows = 1, keys = 1, row_step = 1, key_step = 1;
-    std::vector<OptionalRatios> cells;
-    bool operator==(const Weights&) const = default;
-  };
-
   std::vector<Map> maps;
   std::vector<Heads> heads;
   std::optional<TileRatios> tiles;
   std::vector<Ulps> ulps;
   std::vector<Mask> mask;
-  std::optional<Weights> weights;
+  std::optional<LackingWeights> weights;
   bool operator==(const Pictures&) const = default;
 };
 
@@ -118,7 +119,7 @@ void describe_fields(Fields& fields, Value& m) {
   fields("cells", m.cells);
 }
 
-template <class Fields, Described<Pictures::Weights> Value>
+template <class Fields, Described<LackingWeights> Value>
 void describe_fields(Fields& fields, Value& w) {
   fields("b", w.b);
   fields("h", w.h);
