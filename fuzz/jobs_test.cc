@@ -43,7 +43,7 @@ fi
 echo $$ > "$prefix.pid"
 echo input > "$first/0123456789012345678901234567890123456789"
 printf '#100\tNEW    cov: 50 ft: 60 corp: 7/9b exec/s: 10 rss: 5Mb\n' >&2
-if [ ! -e "$prefix"crash-1 ]; then echo d=2 > "$prefix"crash-1; sleep ${ASSAY_TEST_SLEEP:-0}; exit 77; fi
+if [ ! -e "$prefix"crash-1 ]; then echo d=2 > "$prefix.crash"; mv "$prefix.crash" "$prefix"crash-1; sleep ${ASSAY_TEST_SLEEP:-0}; exit 77; fi
 sleep "$time"
 )";
 
@@ -62,7 +62,7 @@ class FuzzJobs : public testing::Test {
     options_.targets = {"one"};
     options_.seconds = 3;
     options_.slice = 3;
-    options_.shrink_seconds = 20;
+    options_.shrink_seconds = 3600;
   }
   void TearDown() override {
     unsetenv("ASSAY_TEST_SLEEP");
@@ -116,7 +116,7 @@ TEST_F(FuzzJobs, AKillLosesNothingAndLeavesNothingRunning) {
   }
   const fs::path crash = folder_ / "work" / "findings" / "one" / "crash-1",
                  pid_file = folder_ / "work" / "findings" / "one" / ".pid";
-  for (int tries = 0; tries < 1000 && !fs::exists(crash); ++tries)
+  for (int tries = 0; tries < 12000 && !fs::exists(crash); ++tries)
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   ASSERT_TRUE(fs::exists(crash));
   pid_t fuzzer = 0;
@@ -125,7 +125,7 @@ TEST_F(FuzzJobs, AKillLosesNothingAndLeavesNothingRunning) {
   kill(child, SIGKILL);
   waitpid(child, nullptr, 0);
   bool gone = false;
-  for (int tries = 0; tries < 500 && !gone; ++tries) {
+  for (int tries = 0; tries < 12000 && !gone; ++tries) {
     gone = kill(fuzzer, 0) != 0;
     // A zombie that init has not collected yet does nothing any more.
     std::ifstream stat("/proc/" + std::to_string(fuzzer) + "/stat");
@@ -152,7 +152,7 @@ TEST_F(FuzzJobs, AKillLosesNothingAndLeavesNothingRunning) {
 
 TEST_F(FuzzJobs, EveryTargetGetsItsTurn) {
   options_.targets.clear();
-  options_.seconds = 4;
+  options_.seconds = 10;
   options_.slice = 2;
   const FuzzSummary summary = fuzz(options_);
   ASSERT_EQ(summary.targets.size(), 2u);

@@ -125,7 +125,7 @@ void poison_all(const std::vector<const Tensor*>& tensors) {
 // memory for that. This test does not try that case, so the threads are started before.
 void start_workers() {
   const int all = hardware_threads();
-  const auto deadline = seconds_from_now(5);
+  const auto deadline = seconds_from_now(300);
   std::atomic<int> here{0};
   parallel_for(all, all, [&](Index) {
     ++here;

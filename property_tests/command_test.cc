@@ -241,7 +241,7 @@ TEST_F(Command, AStoreImportsRegularFilesAlone) {
   ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
   for (const std::string option : {"--import", "--benchmarks"})
     for (const std::string& from : {pipe, std::string("/dev/zero")}) {
-      const Ran r = run("20 " ASSAY_COMMAND " store " + file("new.db") + " " + option + " " + from,
+      const Ran r = run("600 " ASSAY_COMMAND " store " + file("new.db") + " " + option + " " + from,
                         "timeout");
       EXPECT_EQ(r.status, 2) << r.output;
       EXPECT_THAT(r.output, HasSubstr("assay: " + option + "=" + from + ": is no regular file"));
@@ -250,7 +250,7 @@ TEST_F(Command, AStoreImportsRegularFilesAlone) {
   for (const std::string& arguments :
        {"store " + pipe, "compare " + pipe + "#1 " + pipe + "#2",
         "store " + pipe + " --import " ASSAY_SOURCE_DIR "/README.md"}) {
-    const Ran r = run("20 " ASSAY_COMMAND " " + arguments, "timeout");
+    const Ran r = run("600 " ASSAY_COMMAND " " + arguments, "timeout");
     EXPECT_EQ(r.status, 2) << r.output;
     EXPECT_THAT(r.output, HasSubstr("assay: " + pipe + ": is no regular file"));
   }
@@ -579,9 +579,9 @@ TEST_F(Command, ASlowVerdictIsNoFailureOfTheCandidate) {
   // Ball arithmetic takes 40 s here. The candidate takes a hundredth of a second, but some seconds
   // if every access is instrumented.
 #ifdef ASSAY_SANITIZED
-  const std::string seconds = "10";
+  const std::string seconds = "20";
 #else
-  const std::string seconds = "2";
+  const std::string seconds = "8";
 #endif
   const Ran r = run("check --timeout " + seconds +
                     " --no-shrink --ball-rows 100000 --case 'attention b=1 h=4 l=1024 d=64'");

@@ -72,7 +72,7 @@ CONF
   slurmctld -c
   slurmd -N assay1
   slurmd -N assay2
-  for _ in $(seq 100); do
+  for _ in $(seq 1500); do
     [ "$(sinfo -h -t idle -o %D 2>/dev/null || true)" != 2 ] || return 0
     sleep 0.2
   done
@@ -85,7 +85,7 @@ stop() {
   local file pid
   for file in "$folder"/slurmctld.pid "$folder"/slurmd.*.pid "$folder"/munge/pid; do
     [ -f "$file" ] && pid=$(cat "$file") && kill "$pid" 2>/dev/null || continue
-    for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+    for _ in $(seq 1500); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
   done
 }
 

@@ -18,6 +18,8 @@ mkdir "$work/tmp"
 export TMPDIR=$work/tmp
 cd "$work"
 RANDOM=$seed
+# A long run leaves the machine to others. A short one would hardly run beside them.
+polite=() && [ "$seconds" -lt 300 ] || polite=(nice -n 10)
 say() { printf '%6d s  %s\n' $SECONDS "$*"; }
 die() { say "$*" >&2; exit 1; }
 say "$seconds s, seed $seed"
@@ -25,7 +27,7 @@ say "$seconds s, seed $seed"
 # start SECONDS SEED: one process, which tells its end in out.txt.
 start() {
   : >out.txt  # a kill may come before the process has done that
-  nice -n 10 "$assay" check --suite tiny --jobs 1 --no-shrink --time "$1" --seed "$2" --store runs.db >out.txt 2>err.txt &
+  "${polite[@]}" "$assay" check --suite tiny --jobs 1 --no-shrink --time "$1" --seed "$2" --store runs.db >out.txt 2>err.txt &
   process=$!
 }
 # memory_of PROCESS: what it holds of its own, in KiB, without the pages of files, which other processes hold as well.
@@ -69,7 +71,8 @@ if third < 3:
 median = lambda part, column: sorted(row[column] for row in part)[len(part) // 2]
 largest = lambda part: max(row[2] for row in part)
 begin, end = rows[:third], rows[-third:]
-command = (median(end, 1) - median(begin, 1)) * 1024 / (2 / 3 * 0.9 * cases)  # a case between the two medians
+# A case between the two medians. What a short run grows by without regard to its cases is 1 MiB.
+command = ((median(end, 1) - median(begin, 1)) * 1024 - (1 << 20)) / (2 / 3 * 0.9 * cases)
 print(f"memory over {rows[-1][0] - rows[0][0]} s: the command {median(begin, 1)} to {median(end, 1)} KiB, {command:.0f} bytes a case; "
       f"a worker at most {largest(begin)} to {largest(end)} KiB, in {len(rows)} samples")
 # The command keeps a result of each case until it writes the run. A worker keeps nothing from one case to the next, and needs what its largest case does:

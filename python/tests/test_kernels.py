@@ -256,7 +256,7 @@ def test_outputs_in_any_form():
 
 
 def test_a_failure_is_made_smaller():
-    report = assay.check(kernels.late_by_one, case=FORWARD)
+    report = assay.check(kernels.late_by_one, case=FORWARD, shrink_seconds=3600)
     (failure,) = report.failures
     assert parse(failure["shrunk"])["shape"]["keys"] == 2 and "causal" in failure["shrunk"]
     assert (
@@ -597,7 +597,7 @@ def test_a_process_of_its_own_starts_no_other(tmp_path):
         start_new_session=True,
     )
     try:
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=600)
         last = told.splitlines()[-1]
         assert process.returncode == 1 and "InputError: isolate: " in last, told
         assert 'put the call under `if __name__ == "__main__":` (' + str(script) in last

@@ -55,6 +55,7 @@ export class Bench {
       // and a page that was drawing may get no frame again.
       args: ['--no-sandbox', '--disable-gpu', '--disable-gpu-watchdog'],
       protocolTimeout: this.limit,
+      timeout: this.limit,
     });
     await this.browser
       .defaultBrowserContext()
@@ -201,6 +202,14 @@ export const text = (page, selector) => page.$eval(selector, (e) => e.textConten
 // This waits by the clock, because a page without frames could not ask at them.
 export const until = (page, what, ...args) =>
   page.waitForFunction(what, { timeout: 60000, polling: 50 }, ...args);
+// Waits for what the page says beside a button. It is gone again after some seconds, so this has to
+// begin before the click.
+export const said = (page, what) =>
+  until(
+    page,
+    (what) => [...document.querySelectorAll('.said')].some((s) => s.textContent === what),
+    what,
+  );
 export const shown = (page, selector) =>
   page.$$eval(selector, (all) => all.filter((e) => e.checkVisibility()).length);
 

@@ -9,6 +9,7 @@ import {
   clipboard,
   drawAll,
   fixture,
+  said,
   screenshot,
   text,
   texts,
@@ -236,10 +237,10 @@ test('a link to a case shows its history, its reason and its command', async () 
     const table = await tableOf(page, 'Error / bound');
     assert.equal(table.find((r) => r[2] === `${failed.id}`)[4], '476');
     assert.ok(table.length >= 16);
-    await page.click('[aria-label="Copy command that reproduces it"]');
-    await until(page, () =>
-      [...document.querySelectorAll('.said')].some((s) => s.textContent === 'copied'),
-    );
+    await Promise.all([
+      said(page, 'copied'),
+      page.click('[aria-label="Copy command that reproduces it"]'),
+    ]);
     assert.equal(await clipboard(page), lost.reproduce);
     await page.finish();
   }

@@ -10,6 +10,7 @@ import {
   drawAll,
   fixture,
   painted,
+  said,
   screenshot,
   shown,
   text,
@@ -405,10 +406,10 @@ for (const scheme of ['light', 'dark'])
 test('the copy button puts the line on the clipboard', async () => {
   const page = await open(run);
   await page.bringToFront();
-  await page.click('.failure [aria-label="Copy command that reproduces it"]');
-  await until(page, () =>
-    [...document.querySelectorAll('.said')].some((s) => s.textContent === 'copied'),
-  );
+  await Promise.all([
+    said(page, 'copied'),
+    page.click('.failure [aria-label="Copy command that reproduces it"]'),
+  ]);
   assert.equal(await clipboard(page), failing[0].reproduce);
   assert.equal(
     await page.evaluate(() => getSelection().toString()),
@@ -431,12 +432,11 @@ test('without a clipboard the line is selected', async () => {
       document.execCommand = () => false;
     },
   });
-  await page.click('.failure [aria-label="Copy command that reproduces it"]');
-  await until(page, () => getSelection().toString().length > 0);
+  await Promise.all([
+    said(page, 'selected: press Ctrl+C'),
+    page.click('.failure [aria-label="Copy command that reproduces it"]'),
+  ]);
   assert.equal(await page.evaluate(() => getSelection().toString()), failing[0].reproduce);
-  await until(page, () =>
-    [...document.querySelectorAll('.said')].some((s) => /selected/.test(s.textContent)),
-  );
   await page.finish();
 });
 
