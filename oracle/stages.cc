@@ -299,8 +299,8 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   const Delta delta = delta_of_row(contract_, {}, *backward_, stored, 0, d_o.data());
   row.delta_ = {delta.value, delta.error * own};
   if (!(delta.stored * (1 + safety::accumulation) < contract_.largest)) row.judged_ = false;
-  ValueProducts dp = value_products(*row.kv_, stored, d_o, contract_.operand_floor,
-                                    dropout_scale(problem_));
+  ValueProducts dp =
+      value_products(*row.kv_, stored, d_o, contract_.operand_floor, dropout_scale(problem_));
   add_weight_gradients(row, dp.sum, dp.absolute, dp.lost);
   for (std::size_t j = 0; problem_.dropout > 0 && j < dp.sum.size(); ++j)
     if (!stored.kept[j]) dp.sum[j] = dp.absolute[j] = dp.lost[j] = 0;
