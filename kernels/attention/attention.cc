@@ -9,7 +9,13 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-void run_forward(ForwardPlan& plan, const void*) { forward(plan, NoStages{}); }
+// attention_splits.cc, so that each half compiles in half of the time
+void run_forward_by_splits(ForwardPlan& plan);
+
+void run_forward(ForwardPlan& plan, const void*) {
+  if (plan.by_split) run_forward_by_splits(plan);
+  else forward_by_rows<Operands::floats>(plan, NoStages{});
+}
 const char* target_name() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace assay::kernels::HWY_NAMESPACE
