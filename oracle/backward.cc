@@ -192,7 +192,7 @@ class GroupSum {
       dk_heads_ += (dk_ - dk_before).cwiseAbs();
       dv_heads_ += (dv_ - dv_before).cwiseAbs();
     }
-    finish(x_.context_.keys_terms, p_.scale, x_.context_.keys_length, dq);
+    finish(x_.context_.keys_terms * x_.context_.keep_scale, p_.scale, x_.context_.keys_length, dq);
   }
 
   GroupGradients finish() {
@@ -204,8 +204,10 @@ class GroupSum {
       std::fill(m->slack.begin(), m->slack.end(), key_slack_);
     }
     const double length = x_.context_.rows_length;
-    finish(x_.context_.rows_terms, p_.scale, length, out_.dk);
-    finish(x_.context_.rows_terms, 1, length, out_.dv);
+    // bounds_backward.md, 2, Dropout: R may be multiplied into the sum
+    const double terms = x_.context_.rows_terms * x_.context_.keep_scale;
+    finish(terms, p_.scale, length, out_.dk);
+    finish(terms, 1, length, out_.dv);
     if (stores_heads_) {
       store_heads(dk_heads_, x_.context_.forward.scale, out_.dk);
       store_heads(dv_heads_, 1, out_.dv);
@@ -427,6 +429,7 @@ class GroupSum {
       state.taint = worse(state.taint, Taint::anything);
     }
     if (bound.may_overflow) state.taint = worse(state.taint, Taint::anything);
+    state.delta.error += bound.delta_of_weights;
     dq.ratio[own] = bound.ratio;
     dq.slack[own] = bound.slack;
     key_ratio_ = std::max(key_ratio_, bound.ratio);

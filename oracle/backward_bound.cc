@@ -107,21 +107,24 @@ struct RowNumbers {
     // bounds_backward.md, 4: the coefficients of E_dP, and what underflows
     if (x.forward.dropout) {
       gamma_keep = terms[Term::keep_scale] * gamma_factor(safety::roundings_of_keep, u);
-      keep_floor = terms[Term::keep_underflow] * c.product_floor +
-                   terms[Term::keep_operands] * c.operand_floor;
+      keep_floor = terms[Term::keep_underflow] * c.product_floor;
     }
     gamma_dp = kernel.values + gamma_keep * (1 + kernel.values);
     const double dp_terms = static_cast<double>(x.value_dim) + 2;
-    const double dp_floor =
-        terms[Term::values_underflow] * (dp_terms * c.product_floor * x.keep_scale) +
-        (x.forward.dropout ? terms[Term::keep_operands] * c.operand_floor * x.keep_scale : 0);
+    dp_floor = terms[Term::values_underflow] * (dp_terms * c.product_floor * x.keep_scale);
     delta_error = dp_floor + t.delta_error + safety::own_errors_held * t.delta_radius;
-    ds_floor = terms[Term::score_gradient_underflow] * c.product_floor;
-    softcap_floor = terms[Term::softcap_underflow] * c.product_floor;
+    // bounds_backward.md, 2, Dropout: a kernel that multiplies by R at the end loses R times as
+    // much
+    ds_floor = terms[Term::score_gradient_underflow] * c.product_floor * x.keep_scale;
+    softcap_floor = terms[Term::softcap_underflow] * c.product_floor * x.keep_scale;
     // bounds_backward.md, 3, Operands that are read as 0: f of each
-    weight_operand = terms[Term::weight_operands] * c.operand_floor;
-    ds_operand = terms[Term::score_gradient_operands] * c.operand_floor;
-    softcap_operand = terms[Term::softcap_operands] * c.operand_floor;
+    const double f = c.operand_floor * x.keep_scale;
+    weight_operand = terms[Term::weight_operands] * f;
+    scaled_operand = late && x.forward.scale > 0 && x.forward.scale < 1
+                         ? weight_operand / x.forward.scale
+                         : weight_operand;
+    ds_operand = terms[Term::score_gradient_operands] * f;
+    softcap_operand = terms[Term::softcap_operands] * f;
   }
 
   bool late;  // dS is computed from rounded weights
@@ -134,7 +137,9 @@ struct RowNumbers {
   // The oracle's E divided by that of a kernel: for q.k, for p.
   double dot_ratio = 0, weight_ratio = 0;
   double exp_floor = 0, keep_floor = 0, ds_floor = 0, softcap_floor = 0;
-  double weight_operand = 0, ds_operand = 0, softcap_operand = 0;
+  double dp_floor = 0;
+  // f of a weight in a sum, of dS that may be scaled first, and of the operands of dS and dS'.
+  double weight_operand = 0, scaled_operand = 0, ds_operand = 0, softcap_operand = 0;
   double gamma_keep = 0, gamma_dp = 0;
   double delta_error = 0;            // the absolute part of the error of R dP - D
   bool exponents_are_small = false;  // H has not been replaced by e^H - 1
@@ -252,6 +257,13 @@ Erring<L> difference(const RowNumbers& n, const GradientTruth& t, Index j) {
               safety::own_rounding * unit64 * magnitude};
 }
 
+// bounds_backward.md, 3, Operands that are read as 0: what products with the others lose, which may
+// be infinite
+template <class L>
+L read_as_0(double f, L others) {
+  return f > 0 ? f * others : L{};
+}
+
 // bounds_backward.md, 4: dS = p t and E_dS, from rounded weights where the contract says so.
 template <class L>
 Erring<L> score_gradient(const RowNumbers& n, const Erring<L>& p, const Erring<L>& t) {
@@ -260,7 +272,7 @@ Erring<L> score_gradient(const RowNumbers& n, const Erring<L>& p, const Erring<L
   const L p_error = n.late ? p.error + cast : p.error;
   const L rounding = n.terms[Term::score_gradient] * n.u * ds;
   // Of t, of p, and of the two numbers whose difference t is
-  const L lost = n.ds_operand * (size + t.error + 3 * (p.value + p_error));
+  const L lost = read_as_0(n.ds_operand, size + t.error + 3 * (p.value + p_error));
   return {
       p.value * t.value,
       (p_error * (size + t.error) + p.value * t.error) * (1 + n.u) + rounding + n.ds_floor + lost,
@@ -285,7 +297,7 @@ template <class L>
 Erring<L> times_factor(const RowNumbers& n, const Erring<L>& ds, const Erring<L>& f) {
   const L size = absolute(ds.value);
   const L rounding = n.terms[Term::softcap_product] * n.u * size * f.value;
-  const L lost = n.softcap_operand * (size + ds.error + f.value + f.error);
+  const L lost = read_as_0(n.softcap_operand, size + ds.error + f.value + f.error);
   return {ds.value * f.value,
           (ds.error * (f.value + f.error) + size * f.error) * (1 + n.u) + rounding +
               n.softcap_floor + lost,
@@ -341,7 +353,7 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
   const L cast_ds = first_cast +
                     n.terms[Term::gradient_cast] *
                         n.cast_of_ds.error(absolute(ds.value) + ds.error + first_cast) +
-                    n.weight_operand;
+                    n.scaled_operand;
   const L to_dq = in_sum_of_kernel(ds, cast_ds, n.kernel.keys);
   const L to_dk = in_sum_of_kernel(ds, cast_ds, n.kernel.rows);
   store_lanes(out.dot_gradient + j, ds.value);
@@ -359,15 +371,17 @@ namespace {
 // bounds_backward.md, 4, Stored dP: what D errs if it is the sum of P dP as these are stored
 double error_of_delta(const Contract& c, const GradientTruth& t, const RowNumbers& n,
                       const Scratch& s) {
-  const double gamma = gamma_factor(static_cast<double>(t.count) + 1, c.roundoff);
-  double error = 0, sum = 0;
+  const double length = static_cast<double>(t.count) + 1;
+  const double gamma = gamma_factor(length, c.roundoff);
+  double error = length * c.product_floor, sum = 0;
   for (Index j = 0; j < t.count; ++j) {
     if (!(t.gap[j] < inf)) continue;
     const Erring<double> p = weight(n, t.weight[j], s.growth[usize(j)], s.growth64[usize(j)]);
     const double p_error = p.error + n.cast_of_p.error(p.value + p.error);
-    const double dp = std::fabs(t.dp[j]), of_dp = error_of_dp<double>(n, t, j),
+    const double dp = std::fabs(t.dp[j]), of_dp = error_of_dp<double>(n, t, j) + n.dp_floor,
                  dp_error = of_dp + n.cast_of_dp.error(dp + of_dp);
-    error += p_error * (dp + dp_error) + p.value * dp_error;
+    error += p_error * (dp + dp_error) + p.value * dp_error +
+             read_as_0(c.operand_floor, dp + dp_error + p.value + p_error);
     sum += (p.value + p_error) * (dp + dp_error);
   }
   return n.terms[Term::delta_of_weights] * (error + gamma * sum) * (1 + safety::evaluation);
@@ -395,11 +409,13 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
 
   RowNumbers n(c, x, t);
   const LargestExponents exponent = exponent_errors(c, x, t, n, s);
-  if (n.stores_dp) n.delta_error += error_of_delta(c, t, n, s);
+  const double of_weights = n.stores_dp ? error_of_delta(c, t, n, s) : 0;
+  n.delta_error += of_weights;
   RowMaxima most;
   for_lanes(0, t.count,
             [&]<class L>(Index j, L zero) { derive_pairs(x, t, n, s, out, j, zero, most); });
   GradientRow row;
+  row.delta_of_weights = of_weights;
   row.ratio = most.ratio.total();
   row.may_overflow = !(most.difference.total() * (1 + safety::second_order) < c.largest) ||
                      most.cast.total() == inf;
@@ -443,8 +459,8 @@ SinkTerm derive_sink_term(const Contract& c, const BackwardContext& x, const Sin
   const double error =
       (weight_error * (magnitude + t.delta_error) + weight * t.delta_error) * (1 + u) +
       x.terms[Term::sink_product] * u * product +
-      x.terms[Term::sink_operands] * c.operand_floor *
-          (magnitude + t.delta_error + weight + weight_error + 1);
+      read_as_0(x.terms[Term::sink_operands] * c.operand_floor,
+                magnitude + t.delta_error + weight + weight_error + 1);
   const double gamma = x.terms[Term::sink_sum] * gamma_factor(t.rows + 1, u);
   SinkTerm part;
   part.value = weight * t.delta;

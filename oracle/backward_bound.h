@@ -59,10 +59,11 @@ struct GradientWeights {
 };
 
 struct GradientRow {
-  double ratio = 0;           // the oracle's own error is at most this times the bound
-  double slack = 0;           // relative error of the weights themselves
-  bool may_overflow = false;  // a product or a weight of the row could leave the range
-  bool vacuous = false;       // no weight of the row is determined
+  double ratio = 0;             // the oracle's own error is at most this times the bound
+  double slack = 0;             // relative error of the weights themselves
+  bool may_overflow = false;    // a product or a weight of the row could leave the range
+  bool vacuous = false;         // no weight of the row is determined
+  double delta_of_weights = 0;  // what D errs further if it is the sum of P dP as they are stored
 };
 
 // Exact quantities of a row for the gradient of a sink, dSink = -sum e^(z - L) D.

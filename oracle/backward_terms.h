@@ -32,7 +32,6 @@ namespace assay {
   X(exp_underflow, 2)            /* of an exp that underflows */                                \
   X(keep_scale, 2)               /* of the product with 1 / (1 - dropout) */                    \
   X(keep_underflow, 2)           /* of that product where it underflows */                      \
-  X(keep_operands, 2)            /* of that product where its operand is read as 0 */           \
   X(value_cast, 2)               /* of the cast of P before dV */                               \
   X(cast_underflow, 2)           /* of such a cast where it underflows */                       \
   X(rows_sum, 3)                 /* of the sums over rows and heads, dV and dK */               \

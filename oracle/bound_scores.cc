@@ -60,10 +60,12 @@ DotCoefficients dot_coefficients(const Contract& c, const BoundContext& x, const
   // By Cauchy and Schwarz, the elements of a vector add up to at most sqrt(D) times its norm.
   k.floor += terms[BoundTerm::dot_underflow] * static_cast<double>(x.projection) * c.product_floor *
              std::sqrt(static_cast<double>(x.dim)) * t.query_norm * (1 + gamma_n) * k.scale;
-  k.floor += terms[BoundTerm::dot_operands] * c.operand_floor * std::sqrt(dim) *
-             (t.key_norm + t.query_norm) * (1 + gamma_n) * k.scale;
+  // bounds.md, 14: Q and K may be multiplied by the root of the scale each, and Q by all of it
+  const double reads = terms[BoundTerm::dot_operands] * c.operand_floor;
+  k.floor += reads * std::sqrt(dim) * (t.key_norm + t.query_norm) * (1 + gamma_n) *
+             std::max(x.scale, std::sqrt(x.scale)) * (1 + tau);
   if (c.query_dtype)
-    k.floor += terms[BoundTerm::query_underflow] * half_min_subnormal(*c.query_dtype) *
+    k.floor += (terms[BoundTerm::query_underflow] * half_min_subnormal(*c.query_dtype) + reads) *
                std::sqrt(dim) * t.key_norm * (1 + gamma_n);
   return k;
 }

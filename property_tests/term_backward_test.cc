@@ -252,7 +252,8 @@ class Kernel {
   double delta_of_weights(Index i, const std::vector<Pair>& pairs) {
     double sum = -s_.d_lse.value_or(0);
     for (Index j = 0; j < s_.keys; ++j)
-      sum = rounded(sum + rounded(cast(pairs[usize(j)].p) * value_product(i, j, w_.keep(i, j))));
+      sum = rounded(read(sum) + with_floor(read(cast(pairs[usize(j)].p)) *
+                                           read(value_product(i, j, w_.keep(i, j)))));
     return sum;
   }
   // What is stored as dP is.
@@ -358,7 +359,7 @@ class Kernel {
   double cast_gradient(double ds) {
     if (!c_.score_gradients_late) return cast(ds);
     const double scale = s_.scale;
-    return cast(rounded(ds * scale) / scale, scale);
+    return cast(read(rounded(ds * scale)) / scale, scale);
   }
 
   const World& w_;
@@ -531,12 +532,6 @@ const std::vector<Case>& cases() {
          s.d_o = Small::all(256);
          c.product_floor = 0x1p-16;
        }},
-      {Term::keep_operands, Gradients::dv,
-       [](Small& s, Contract& c) {
-         lost_weight(s, c);
-         s.k = Small::first(-6.75, 0);
-         s.dropout = 0.75f;
-       }},
       {Term::value_cast, Gradients::dv, [](Small&, Contract& c) { c.weight_dtype = Dtype::bf16; }},
       {Term::cast_underflow, Gradients::dv,
        [](Small& s, Contract& c) {
@@ -576,6 +571,22 @@ const std::vector<Case>& cases() {
          c.dot_block = 2;
        }},
       {Term::weight_operands, Gradients::dv, lost_weight},
+      {Term::weight_operands, Gradients::dv,
+       [](Small& s, Contract& c) {
+         lost_weight(s, c);
+         s.k = Small::first(-6.75, 0);
+         s.dropout = 0.75f;
+       }},
+      // dS is lost where it was multiplied by the scale.
+      {Term::weight_operands, Gradients::dq,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         s.scale = 0x1p-4f;
+         s.d_o = Small::all(0x1p-6);
+         c.weight_dtype = Dtype::bf16;
+         c.score_gradients_late = true;
+         c.operand_floor = least_operand;
+       }},
       {Term::input_operands, Gradients::dv,
        [](Small& s, Contract& c) {
          s.d_o = Small::all(lost_operand);
@@ -700,6 +711,21 @@ const std::vector<Case>& cases() {
          s.keys = 2;
          s.k = Small::first(1, 0);
          c.dp_dtype = Dtype::bf16;
+       }},
+      {Term::delta_of_weights, Gradients::d_sink,
+       [](Small& s, Contract& c) {
+         s.keys = 2;
+         s.sink = 0.0f;
+         c.dp_dtype = Dtype::bf16;
+       }},
+      // Products of weights with dP, lost one by one.
+      {Term::delta_of_weights, Gradients::dq,
+       [](Small& s, Contract& c) {
+         s.keys = 64;
+         s.k = Small::first(0x1p-4, 0);
+         s.v = Small::first(0, 0x1p-6);
+         c.dp_dtype = Dtype::bf16;
+         c.operand_floor = least_operand;
        }},
       {Term::stored_twice, Gradients::dq,
        [](Small& s, Contract& c) {

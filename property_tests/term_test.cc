@@ -130,6 +130,14 @@ const std::vector<TermCase>& term_cases() {
          c.operand_floor = 0x1.8p-10;
          return tiny({0x1p-10f}, {-0x1p8f, 0x1p8f}, {-1000, 1000});
        }},
+      {T::dot_operands, "a query of 2^-8 that is read as 0 after it was scaled by 2^-3",
+       [](Contract& c) {
+         c.operand_floor = 0x1.8p-10;
+         c.query_dtype = Dtype::bf16;
+         Problem t = tiny({0x1p-8f}, {-0x1p8f, 0x1p8f}, {-1000, 1000});
+         t->attention.scale = 0x1p-3f;
+         return t;
+       }},
       {T::query_prescale, "a query rounded to bf16 after it was scaled",
        [](Contract& c) {
          c.query_dtype = Dtype::bf16;

@@ -513,7 +513,7 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
             const float z = p.sink[usize(h)],
                         weight = static_cast<float>(std::exp(static_cast<double>(z - lse)));
             const Index at = out.d_sink.at(0, h, 0, 0);
-            store(out.d_sink, at, static_cast<float>(load(out.d_sink, at)) - weight * delta);
+            store(out.d_sink, at, static_cast<float>(load(out.d_sink, at)) - weight * subtracted);
           }
           q_rows.push_back(row_of(p.q, b, h, i));
           d_o_rows.push_back(d_o);

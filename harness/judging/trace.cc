@@ -15,6 +15,7 @@
 #include "harness/shortage.h"
 #include "harness/text.h"
 #include "kernels/simd/bf16_dots.h"
+#include "oracle/conventional.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/stages.h"
 
@@ -388,12 +389,16 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   const auto contract_of = [&](const Candidate& computes, const Call& call) {
     return declared<Contract>(computes, call, how).value_or(ladder.back());
   };
+  JudgeOptions judging;
+  judging.conventions = c.conventions.over(candidate.conventions()).over(Conventions::ours());
+  judging.without_lse = !first.abilities().lse;
+  judging.power = false;
   const Contract contract = contract_of(first, forward.call(outputs));
   for (const auto& [output, tensor] : outputs.named()) poison(*tensor, Poison::nan);
   Trace trace;
   const auto follow = [&](Candidate& computes, const Call& call, const Contract& by,
                           const AttentionBackwardInput* backward) {
-    Follower follower(inputs.problem, by, trace, backward);
+    Follower follower(inputs.problem, flushing(judging.conventions, by), trace, backward);
     const kernels::Status status = computes.run({call, how, &follower});
     if (status.code == kernels::StatusCode::memory_allocation_failed)
       throw ShortageError(status.detail);
@@ -405,10 +410,6 @@ Trace trace_case(const Case& c, Candidate& candidate) {
           fmt::format("{} says that it tells its stages, and told none", computes.name()));
     follower.finish();
   };
-  JudgeOptions judging;
-  judging.conventions = c.conventions.over(candidate.conventions()).over(Conventions::ours());
-  judging.without_lse = !first.abilities().lse;
-  judging.power = false;
   follow(first, forward.call(outputs), contract, nullptr);
   trace.verdict = judge(inputs.problem, outputs.view(), contract, judging);
   if (c.operation == Operation::backward && !trace.first &&
