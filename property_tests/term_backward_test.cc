@@ -722,10 +722,11 @@ const std::vector<Case>& cases() {
       {Term::delta_of_weights, Gradients::dq,
        [](Small& s, Contract& c) {
          s.keys = 64;
-         s.k = Small::first(0x1p-4, 0);
-         s.v = Small::first(0, 0x1p-6);
+         s.q = Small::all(0.1);
+         s.k = Small::first(41.43, 0);  // half of the weight
+         s.v = Small::first(0, 0.18);
          c.dp_dtype = Dtype::bf16;
-         c.operand_floor = least_operand;
+         c.operand_floor = c.product_floor = least_operand;
        }},
       {Term::stored_twice, Gradients::dq,
        [](Small& s, Contract& c) {
