@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "oracle/conventional.h"
 #include "oracle/key_values.h"
 #include "oracle/safety_factors.h"
 #include "oracle/stored_forward.h"
@@ -205,8 +206,12 @@ bool sees_numbers(const Attention& p, const KeyValues& kv, Index b, Index h, Ind
 }  // namespace
 
 StageReference::StageReference(const Attention& problem, const Contract& contract,
+                               const Conventions& conventions,
                                const AttentionBackwardInput* backward)
-    : problem_(problem), contract_(contract), backward_(backward), reference_(problem, contract_) {}
+    : problem_(problem),
+      contract_(flushing(conventions, contract)),
+      backward_(backward),
+      reference_(problem, contract_) {}
 
 const StageRow& StageReference::row(Index b, Index h, Index i) {
   const auto [found, made] = rows_.try_emplace({b, h, i});

@@ -15,6 +15,7 @@
 
 #include "oracle/backward_bound.h"
 #include "oracle/reference.h"
+#include "problem/conventions.h"
 
 namespace assay {
 
@@ -82,11 +83,12 @@ class StageRow {
   std::vector<Expected> probability_, weight_gradient_, score_gradient_;
 };
 
-// Gives the rows of a problem. A row is computed when it is first asked for, and kept. The object
-// is not thread-safe, and keeps references to its arguments.
+// Gives the rows of a problem, with the errors that the contract and the conventions allow. A row
+// is computed when it is first asked for, and kept. The object is not thread-safe, and keeps
+// references to the problem and the input.
 class StageReference {
  public:
-  StageReference(const Attention& problem, const Contract& contract,
+  StageReference(const Attention& problem, const Contract& contract, const Conventions& conventions,
                  const AttentionBackwardInput* backward = nullptr);
   const StageRow& row(Index b, Index h, Index i);
 

@@ -15,7 +15,6 @@
 #include "harness/shortage.h"
 #include "harness/text.h"
 #include "kernels/simd/bf16_dots.h"
-#include "oracle/conventional.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/stages.h"
 
@@ -61,9 +60,12 @@ Expected as_told(Expected e) {
 // Compares the stages that it is told. A row has one state for each (b, head, row, first key).
 class Follower : public StageObserver {
  public:
-  Follower(const Attention& problem, const Contract& contract, Trace& trace,
-           const AttentionBackwardInput* backward = nullptr)
-      : p_(problem), reference_(problem, contract, backward), backward_(backward), trace_(trace) {}
+  Follower(const Attention& problem, const Contract& contract, const Conventions& conventions,
+           Trace& trace, const AttentionBackwardInput* backward)
+      : p_(problem),
+        reference_(problem, contract, conventions, backward),
+        backward_(backward),
+        trace_(trace) {}
 
   bool heard() const { return heard_; }
 
@@ -398,7 +400,7 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   Trace trace;
   const auto follow = [&](Candidate& computes, const Call& call, const Contract& by,
                           const AttentionBackwardInput* backward) {
-    Follower follower(inputs.problem, flushing(judging.conventions, by), trace, backward);
+    Follower follower(inputs.problem, by, judging.conventions, trace, backward);
     const kernels::Status status = computes.run({call, how, &follower});
     if (status.code == kernels::StatusCode::memory_allocation_failed)
       throw ShortageError(status.detail);
