@@ -158,7 +158,12 @@ class GroupSum {
         b_(b) {
     keys_ = kv_->keys_transposed.leftCols(s_.keys).transpose();
     keys_absolute_ = keys_.cwiseAbs();
-    keys_lost_ = lost_operands(keys_, c_.operand_floor);
+    // bounds_backward.md, 3, Operands that are read as 0: a kernel may multiply Q and K by the root
+    // of the scale, and Q by all of it where it stores that
+    const double scale = x.context_.forward.scale, shrinks = scale > 0 && scale < 1 ? scale : 1;
+    keys_floor_ = c_.operand_floor / std::sqrt(shrinks);
+    query_floor_ = c_.query_dtype ? c_.operand_floor / shrinks : keys_floor_;
+    keys_lost_ = lost_operands(keys_, keys_floor_);
     // V holds 1 / (1 - dropout).
     values_lost_ = lost_operands(kv_->values, c_.operand_floor * x.context_.keep_scale);
     out_.row_index.assign(row_index.begin(), row_index.end());
@@ -278,7 +283,7 @@ class GroupSum {
     dk_bound_.middleRows(key0, n).noalias() += m.to_dk.transpose() * m.q.cwiseAbs();
     dv_.middleRows(key0, n).noalias() += m.kept_weight.transpose() * d_o;
     dv_bound_.middleRows(key0, n).noalias() += m.to_dv.transpose() * d_o.cwiseAbs();
-    const RowMajor q_lost = lost_operands(m.q, c_.operand_floor);
+    const RowMajor q_lost = lost_operands(m.q, query_floor_);
     if (q_lost.size() > 0)
       dk_bound_.middleRows(key0, n).noalias() +=
           lost_in_sum(m.dot_gradient, m.to_dk).transpose() * q_lost;
@@ -419,6 +424,7 @@ class GroupSum {
     t.delta = state.delta.value;
     t.delta_error = state.delta.error;
     t.delta_radius = state.delta.radius;
+    t.d_lse = lse_gradient_of_row(x_.input_, b_, h_, block.row(r).index);
     const GradientRow bound = derive_gradient_row(
         c_, x_.context_, t,
         {m.kept_weight.row(r).data(), m.ds.row(r).data(), m.dot_gradient.row(r).data(),
@@ -523,6 +529,7 @@ class GroupSum {
   bool all_rows_ = false, with_pairs_ = false;
   RowMajor keys_, keys_absolute_, dk_, dk_bound_, dv_, dv_bound_;
   RowMajor keys_lost_, values_lost_;  // what is read as 0; no element: nothing is
+  double keys_floor_ = 0, query_floor_ = 0;
   // Only for heads whose parts are stored: the sums of their absolute values.
   RowMajor dk_heads_, dv_heads_;
   bool stores_heads_ = false;

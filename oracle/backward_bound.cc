@@ -95,6 +95,7 @@ struct RowNumbers {
         u(c.roundoff),
         cast_of_p(c.weight_dtype, terms),
         cast_of_ds(late ? cast_of_p.scaled(x.forward.scale, terms) : cast_of_p),
+        cast_of_kept(cast_of_p),
         stores_dp(c.dp_dtype),
         cast_of_dp(c.dp_dtype, terms),
         kernel(chains_of_kernel(c, x)),
@@ -115,14 +116,19 @@ struct RowNumbers {
     delta_error = dp_floor + t.delta_error + safety::own_errors_held * t.delta_radius;
     // bounds_backward.md, 2, Dropout: a kernel that multiplies by R at the end loses R times as
     // much
+    cast_of_kept.floor *= x.keep_scale;
+    cast_of_ds.floor *= x.keep_scale;
     ds_floor = terms[Term::score_gradient_underflow] * c.product_floor * x.keep_scale;
     softcap_floor = terms[Term::softcap_underflow] * c.product_floor * x.keep_scale;
     // bounds_backward.md, 3, Operands that are read as 0: f of each
     const double f = c.operand_floor * x.keep_scale;
     weight_operand = terms[Term::weight_operands] * f;
-    scaled_operand = late && x.forward.scale > 0 && x.forward.scale < 1
-                         ? weight_operand / x.forward.scale
-                         : weight_operand;
+    // bounds_backward.md, 4, Rounded weights: dS may be multiplied by the scale before it is used
+    scaled_operand = weight_operand;
+    if (x.forward.scale > 0 && x.forward.scale < 1)
+      scaled_operand =
+          (weight_operand + terms[Term::scaled_underflow] * c.product_floor * x.keep_scale) /
+          x.forward.scale;
     ds_operand = terms[Term::score_gradient_operands] * f;
     softcap_operand = terms[Term::softcap_operands] * f;
   }
@@ -130,7 +136,7 @@ struct RowNumbers {
   bool late;  // dS is computed from rounded weights
   const BackwardTerms& terms;
   double u;
-  Cast cast_of_p, cast_of_ds;
+  Cast cast_of_p, cast_of_ds, cast_of_kept;  // of p, of dS, and of R p
   bool stores_dp;
   Cast cast_of_dp;
   Chains kernel, oracle;
@@ -323,7 +329,7 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
   const L keep = t.kept ? load_as<L>(s.keep.data() + j) : zero + x.keep_scale;
   const Erring<L> kept = kept_weight(n, p, keep);
   const L cast_p =
-      n.terms[Term::value_cast] * n.cast_of_p.error(kept.value + kept.error) + n.weight_operand;
+      n.terms[Term::value_cast] * n.cast_of_kept.error(kept.value + kept.error) + n.weight_operand;
   const L to_dv = in_sum_of_kernel(kept, cast_p, n.kernel.rows);
   store_lanes(out.kept_weight + j, kept.value);
   store_lanes(out.to_dv + j, where_live(to_dv));
@@ -384,7 +390,9 @@ double error_of_delta(const Contract& c, const GradientTruth& t, const RowNumber
              read_as_0(c.operand_floor, dp + dp_error + p.value + p_error);
     sum += (p.value + p_error) * (dp + dp_error);
   }
-  return n.terms[Term::delta_of_weights] * (error + gamma * sum) * (1 + safety::evaluation);
+  // dLSE may be added first.
+  return n.terms[Term::delta_of_weights] * (error + gamma * (sum + std::fabs(t.d_lse))) *
+         (1 + safety::evaluation);
 }
 
 }  // namespace

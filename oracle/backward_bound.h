@@ -47,6 +47,7 @@ struct GradientTruth {
   double delta = 0;                      // D = sum dO O
   // The error of the D that a kernel computes from the stored O, and that of the oracle's D.
   double delta_error = 0, delta_radius = 0;
+  double d_lse = 0;  // dLSE, a term of D
 };
 
 // Arrays of GradientTruth::count entries, which the caller owns. Masked keys have 0.

@@ -59,6 +59,7 @@ namespace assay {
   X(delta_of_weights, 4)         /* of a D that is the sum of P dP */                           \
   X(stored_twice, 4)             /* of the cast of dS before it is scaled */                    \
   X(late_underflow, 4)           /* of the cast of a scaled dS where it underflows */           \
+  X(scaled_underflow, 4)         /* of the product of dS with the scale where it underflows */  \
   X(saturation, 4)               /* of a cast of what is beyond the largest number */           \
   X(bias_sum, 5)                 /* of the sum of dBias */                                      \
   X(sink_argument, 5)            /* of dSink, of the argument of exp */                         \

@@ -35,7 +35,10 @@ bool scores_are_exact(const Contract& c, const Attention& p, const KeyValues& kv
   const bool all_zero = q_quantum == inf || kv.key_quantum() == inf;
   if (all_zero) return true;
   const double quantum = q_quantum * kv.key_quantum();
-  return std::min({q_quantum, kv.key_quantum(), quantum}) >= c.operand_floor &&
+  // Q and K may be multiplied by the root of the scale before.
+  const double scale = std::fabs(static_cast<double>(p.scale));
+  const double shrunk = std::min(q_quantum, kv.key_quantum()) * std::sqrt(std::min(scale, 1.0));
+  return std::min(shrunk, quantum) >= c.operand_floor &&
          largest_absolute_dot / quantum < safety::exact_quanta;
 }
 

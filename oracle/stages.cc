@@ -112,7 +112,7 @@ Expected StageRow::weight(Index j, Index first, Index end) const {
   if (p_->dropout > 0) {
     if (!block_.kept[usize(j - block_.key0)]) return {0, 0};
     const double gamma = gamma_factor(safety::roundings_of_keep, c_->roundoff);
-    error = keep_scale * (error + gamma * (exact + error)) + c_->product_floor;
+    error = keep_scale * (error + gamma * (exact + error) + c_->operand_floor) + c_->product_floor;
   }
   const double value = exact * keep_scale;
   // The bound covers the cast, because a probe may see the weight before or after it.
@@ -165,7 +165,9 @@ Expected StageRow::accumulated(Index first, Index end, Index tiles, Index column
     const double v = kv_->values(j, column), off = w * growth + floor, all = w + off;
     const double sum = (gamma + cast.roundoff + dropout) * all * (1 + cast.roundoff);
     value += w * v;
-    error += (off + sum + cast.floor) * std::fabs(v) + c_->product_floor;
+    // kv_ holds V times the scale of dropout, which a kernel may multiply later.
+    const double lost = c_->operand_floor * (dropout_scale(*p_) * all + std::fabs(v));
+    error += (off + sum + cast.floor) * std::fabs(v) + c_->product_floor + lost;
   });
   return {value, error * own};
 }

@@ -169,9 +169,14 @@ class Kernel {
         double& sum = bias[usize(j)];
         sum = i == 0 ? stored(ds) : rounded(read(sum) + read(stored(ds)));
         if (s_.softcap > 0) ds = with_floor(read(ds) * read(x.factor));
-        const double g = cast_gradient(stored(ds));
-        if (which == Gradients::dq && i == row) dq.push_back(read(g) * read(s_.k(j, column)));
-        if (which == Gradients::dk && j == row) dk.push_back(read(g) * read(s_.q(i, column)));
+        double g = cast_gradient(stored(ds));
+        const double scale = s_.scale;
+        if (!c_.weight_dtype && scale < 1)  // it is scaled before it is used
+          g = a_.err(g * scale, c_.product_floor) / scale;
+        if (which == Gradients::dq && i == row)
+          dq.push_back(read(g) * read_scaled(s_.k(j, column)));
+        if (which == Gradients::dk && j == row)
+          dk.push_back(read(g) * read_scaled(s_.q(i, column)));
         if (which == Gradients::dv && j == row)
           dv.push_back(read(cast(kept)) * read(s_.d_o(i, column)));
       }
@@ -191,6 +196,11 @@ class Kernel {
   };
 
   double read(double x) const { return std::fabs(x) < c_.operand_floor ? 0 : x; }
+  // An element of Q or K that was multiplied by the root of the scale.
+  double read_scaled(double x) const {
+    const double root = std::sqrt(static_cast<double>(s_.scale));
+    return s_.scale < 1 ? read(x * root) / root : read(x);
+  }
   double rounded(double x) { return a_.err(x, u_ * std::fabs(x)); }
   double with_floor(double x) { return a_.err(x, u_ * std::fabs(x) + c_.product_floor); }
   // One step of a sum of products.
@@ -598,6 +608,14 @@ const std::vector<Case>& cases() {
          s.k = Small::first(lost_operand, 0);
          c.operand_floor = least_operand;
        }},
+      // The key is lost where it was multiplied by the root of the scale.
+      {Term::input_operands, Gradients::dq,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         s.scale = 0.25f;
+         s.k = Small::first(0x1p-9, 0);
+         c.operand_floor = least_operand;
+       }},
       {Term::input_operands, Gradients::dk,
        [](Small& s, Contract& c) {
          opposite_values(s);
@@ -746,6 +764,13 @@ const std::vector<Case>& cases() {
          s.d_o = Small::all(0x1p-12);
          c.weight_dtype = Dtype::f16;
          c.score_gradients_late = true;
+       }},
+      {Term::scaled_underflow, Gradients::dq,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         s.scale = 0x1p-6f;
+         s.k = Small::first(4096, 0);
+         c.product_floor = 0x1p-16;
        }},
       {Term::saturation, Gradients::dq,
        [](Small& s, Contract& c) {

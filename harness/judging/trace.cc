@@ -17,6 +17,7 @@
 #include "kernels/simd/bf16_dots.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/stages.h"
+#include "oracle/visibility.h"
 
 namespace assay {
 namespace {
@@ -398,9 +399,10 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   const Contract contract = contract_of(first, forward.call(outputs));
   for (const auto& [output, tensor] : outputs.named()) poison(*tensor, Poison::nan);
   Trace trace;
+  const Attention meant = anchored<Attention>(inputs.problem, judging.conventions);
   const auto follow = [&](Candidate& computes, const Call& call, const Contract& by,
                           const AttentionBackwardInput* backward) {
-    Follower follower(inputs.problem, by, judging.conventions, trace, backward);
+    Follower follower(meant, by, judging.conventions, trace, backward);
     const kernels::Status status = computes.run({call, how, &follower});
     if (status.code == kernels::StatusCode::memory_allocation_failed)
       throw ShortageError(status.detail);
