@@ -317,6 +317,7 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   t.dp_lost = dp.lost.data();
   t.delta = delta.value;
   t.delta_error = row.delta_.error;
+  t.d_lse = lse_gradient_of_row(*backward_, b, h, i);
   add_pairs(row, t);
 }
 

@@ -71,8 +71,7 @@ if third < 3:
 median = lambda part, column: sorted(row[column] for row in part)[len(part) // 2]
 largest = lambda part: max(row[2] for row in part)
 begin, end = rows[:third], rows[-third:]
-# A case between the two medians. What a short run grows by without regard to its cases is 1 MiB.
-command = ((median(end, 1) - median(begin, 1)) * 1024 - (1 << 20)) / (2 / 3 * 0.9 * cases)
+command = (median(end, 1) - median(begin, 1)) * 1024 / (2 / 3 * 0.9 * cases)  # a case between the two medians
 print(f"memory over {rows[-1][0] - rows[0][0]} s: the command {median(begin, 1)} to {median(end, 1)} KiB, {command:.0f} bytes a case; "
       f"a worker at most {largest(begin)} to {largest(end)} KiB, in {len(rows)} samples")
 # The command keeps a result of each case until it writes the run. A worker keeps nothing from one case to the next, and needs what its largest case does:
