@@ -99,50 +99,40 @@ Selection asked_selection(const CheckOptions& o, std::uint64_t seed, const Featu
   return selection;
 }
 
-struct Ran {
+struct Round {
   std::vector<CaseResult> results;
-  std::size_t not_run = 0;
-  std::string why_not_run = "for lack of time";
+  std::size_t not_run = 0;  // for lack of time, or after the first failure
+  bool stopped = false;     // after the first failure
 };
 
-// Runs the selection. If a time is given, repeats it with new seeds until the time is over.
-Ran run_selection(const CheckOptions& o, Selection selection, const Features& has,
-                  Clock::time_point start) {
-  Ran ran;
-  std::uint64_t seed = o.selection.seed;
-  bool stopped = false;
-  const auto in_time = [&] { return seconds_since(start) < o.time_seconds; };
-  for (;;) {
-    std::vector<WorkItem> items;
-    for (const Case& c : selection.cases) items.push_back({print_case(c), o.candidate});
-    Progress progress(selection.title, items.size());
-    std::vector<std::optional<CaseResult>> round(items.size());
-    std::size_t finished = 0;
-    run_in_workers(items, o.workers, [&](std::size_t k, CaseResult r) {
-      if (r.outcome == Outcome::fail || r.outcome == Outcome::error)
-        progress.say(told_in("{}\n  {}", told_outcome(r), items[k].line));
-      progress.advance(items[k].line);
-      stopped = stopped || (o.stop_at_first_failure && r.outcome == Outcome::fail);
-      round[k] = std::move(r);
-      ++finished;
-      return !stopped && (o.time_seconds == 0 || in_time());
-    });
-    // With the next seeds, the suite goes on as long as there is time.
-    if (seed == o.selection.seed) ran.not_run += items.size() - finished;
-    for (std::optional<CaseResult>& r : round)
-      if (r) ran.results.push_back(std::move(*r));
-    if (stopped) ran.why_not_run = "after the first failure";
-    if (stopped || o.time_seconds == 0 || !in_time()) return ran;
-    selection = asked_selection(o, seed += 1000003, has);
-  }
+template <class InTime>
+Round run_round(const CheckOptions& o, const Selection& selection, const InTime& in_time) {
+  std::vector<WorkItem> items;
+  for (const Case& c : selection.cases) items.push_back({print_case(c), o.candidate});
+  Progress progress(selection.title, items.size());
+  std::vector<std::optional<CaseResult>> answers(items.size());
+  Round round;
+  run_in_workers(items, o.workers, [&](std::size_t k, CaseResult r) {
+    if (r.outcome == Outcome::fail || r.outcome == Outcome::error)
+      progress.say(told_in("{}\n  {}", told_outcome(r), items[k].line));
+    progress.advance(items[k].line);
+    round.stopped = round.stopped || (o.stop_at_first_failure && r.outcome == Outcome::fail);
+    answers[k] = std::move(r);
+    return !round.stopped && in_time();
+  });
+  for (std::optional<CaseResult>& r : answers)
+    if (r) round.results.push_back(std::move(*r));
+  round.not_run = items.size() - round.results.size();
+  return round;
 }
 
 // About so many cases of a run are asked what the candidate keeps from one call to the next.
 constexpr std::size_t asked_of_state = 24;
 
 // Runs the cases that were asked of state, and that passed, once more, in the other order and in
-// one process. A case that fails then takes the place of its result. Says what was asked.
-std::string ask_of_state(const CheckOptions& o, std::vector<CaseResult>& results) {
+// one process. A case that fails then takes the place of its result. Returns the number of cases
+// that were asked.
+std::size_t ask_of_state(const CheckOptions& o, std::vector<CaseResult>& results) {
   std::vector<std::size_t> chosen;
   for (std::size_t k = results.size(); k-- > 0;)
     if (passed(results[k].outcome) &&
@@ -158,20 +148,46 @@ std::string ask_of_state(const CheckOptions& o, std::vector<CaseResult>& results
       if (!passed(r.outcome)) results[chosen[item]] = std::move(r);
       return true;
     });
-  return fmt::format(
-      "state between calls: asked of {} of {}, which their lines choose, and run again in the "
-      "other order",
-      chosen.size(), counted(results.size(), "case"));
+  return chosen.size();
 }
 
-// Each failure takes a minute at most. The first three tell most of what failures can tell.
-void shrink_failures(std::vector<CaseResult>& results, const CheckOptions& o) {
-  std::size_t shrunk = 0;
+// Each failure takes a minute at most. The first three of a run tell most of what failures can
+// tell.
+void shrink_failures(std::vector<CaseResult>& results, const CheckOptions& o, int& shrunk) {
   for (CaseResult& r : results) {
     if (r.outcome != Outcome::fail || shrunk == 3) continue;
     ++shrunk;
     tell(stderr, "shrinking: {}\n", r.line);
     shrink_result(r, o.workers);
+  }
+}
+
+// Runs the selection. If a time is given, repeats it with new seeds until the time is over.
+void run_selection(const CheckOptions& o, Selection selection, const Features& has,
+                   Clock::time_point start, RunReport& report) {
+  std::uint64_t seed = o.selection.seed;
+  int shrunk = 0;
+  std::size_t asked = 0, asked_of = 0;
+  const auto in_time = [&] { return o.time_seconds == 0 || seconds_since(start) < o.time_seconds; };
+  for (bool first = true;; first = false) {
+    Round round = run_round(o, selection, in_time);
+    if (o.workers.execute.state_of_every > 0 && round.results.size() > 1 && round.not_run == 0) {
+      asked += ask_of_state(o, round.results);
+      asked_of += round.results.size();
+      report.facts.state = fmt::format(
+          "state between calls: asked of {} of {}, which their lines choose, and run again in the "
+          "other order",
+          asked, counted(asked_of, "case"));
+    }
+    if (!o.no_shrink) shrink_failures(round.results, o, shrunk);
+    // With the next seeds, the suite goes on as long as there is time.
+    if (first) report.facts.not_run = round.not_run;
+    if (round.stopped) report.facts.why_not_run = "after the first failure";
+    report.add(std::move(round.results));
+    report.facts.seconds = seconds_since(start);
+    if (round.stopped || o.time_seconds == 0 || !in_time()) return;
+    report.store_part();
+    selection = asked_selection(o, seed += 1000003, has);
   }
 }
 
@@ -226,30 +242,25 @@ int run(CheckOptions& o) {
   if (keeps)
     o.workers.execute.state_of_every =
         static_cast<int>((selection.cases.size() + asked_of_state - 1) / asked_of_state);
-  Ran ran = run_selection(o, selection, has, start);
-  std::string state;
-  if (keeps && ran.results.size() > 1 && ran.not_run == 0) state = ask_of_state(o, ran.results);
-  if (!o.no_shrink) shrink_failures(ran.results, o);
-  if (!o.files.html.empty()) add_pictures(ran.results, o.workers);
-  const RunFacts facts{.title = selection.title,
-                       .candidate = o.candidate,
-                       .seed = o.selection.seed,
-                       .left_out = selection.left_out,
-                       .share_drawn = selection.share_drawn,
-                       .remarks = remarks,
-                       .state = state,
-                       .not_run = ran.not_run,
-                       .why_not_run = ran.why_not_run,
-                       .seconds = seconds_since(start),
-                       .required = o.workers.execute.required,
-                       .most_unsupported = o.most_unsupported,
-                       .conventions = o.conventions.rule,
-                       .explain = o.explain,
-                       .files = o.files,
-                       .sections = sections};
-  const int status = report_run(facts, ran.results);
+  RunReport report({.title = selection.title,
+                    .candidate = o.candidate,
+                    .seed = o.selection.seed,
+                    .left_out = selection.left_out,
+                    .share_drawn = selection.share_drawn,
+                    .remarks = remarks,
+                    .goes_on = o.time_seconds > 0,
+                    .required = o.workers.execute.required,
+                    .most_unsupported = o.most_unsupported,
+                    .conventions = o.conventions.rule,
+                    .explain = o.explain,
+                    .files = o.files,
+                    .sections = sections});
+  run_selection(o, selection, has, start, report);
+  if (!o.files.html.empty()) add_pictures(report.tally.kept, o.workers);
+  report.facts.seconds = seconds_since(start);
+  const int status = report.finish();
   if (!o.standalone.empty()) {
-    write_file(o.standalone, standalone_program(standalone_case(ran.results, o.standalone)));
+    write_file(o.standalone, standalone_program(standalone_case(report.tally.kept, o.standalone)));
     tell("standalone program: {}\n", o.standalone);
   }
   return status;
@@ -262,18 +273,20 @@ int merge(CheckOptions& o, const std::vector<Json>& shards, const Machine& machi
   for (const Json& shard : shards) runs.push_back(from_json<Run>(shard, "run"));
   Run whole = merged(runs);
   o.workers.library = std::make_shared<LibraryFile>(o.candidate);
-  if (!o.no_shrink) shrink_failures(whole.results, o);
+  int shrunk = 0;
+  if (!o.no_shrink) shrink_failures(whole.results, o, shrunk);
   if (!o.files.html.empty()) add_pictures(whole.results, o.workers);
-  return report_run({.title = whole.suite,
-                     .candidate = whole.candidate,
-                     .seed = whole.seed,
-                     .seconds = whole.summary.seconds,
-                     .most_unsupported = o.most_unsupported,
-                     .explain = o.explain,
-                     .machine = machine,
-                     .files = o.files,
-                     .sections = sections},
-                    whole.results);
+  RunReport report({.title = whole.suite,
+                    .candidate = whole.candidate,
+                    .seed = whole.seed,
+                    .seconds = whole.summary.seconds,
+                    .most_unsupported = o.most_unsupported,
+                    .explain = o.explain,
+                    .machine = machine,
+                    .files = o.files,
+                    .sections = sections});
+  report.add(std::move(whole.results));
+  return report.finish();
 }
 
 void add_candidates(CLI::App& check, CheckOptions& o) {

@@ -166,13 +166,13 @@ void add_pictures(std::vector<CaseResult>& results, const VerifyCommandOptions& 
   }
 }
 
-int report(const VerifyCommandOptions& o, std::vector<CaseResult>& results, double seconds,
+int report(const VerifyCommandOptions& o, std::vector<CaseResult> results, double seconds,
            const Machine& machine) {
   if (!o.files_to_write.html.empty()) add_pictures(results, o);
   std::set<std::string> kernels;
   for (const CaseResult& r : results)
     if (!r.bad_input) kernels.insert(r.candidate);
-  return report_run(
+  RunReport report(
       {.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()),
        .candidate = fmt::format("{}", fmt::join(kernels, ", ")),
        .unit = "record",
@@ -182,8 +182,9 @@ int report(const VerifyCommandOptions& o, std::vector<CaseResult>& results, doub
        .explain = o.explain,
        .machine = machine,
        .files = o.files_to_write,
-       .sections = {}},
-      results);
+       .sections = {}});
+  report.add(std::move(results));
+  return report.finish();
 }
 
 int verify(const VerifyCommandOptions& o) {
@@ -199,7 +200,7 @@ int verify(const VerifyCommandOptions& o) {
       progress.say(told_in("{}\n  {}", told_outcome(r), r.reproduce));
     progress.advance(at.name);
   }
-  return report(o, results, seconds_since(start), this_machine());
+  return report(o, std::move(results), seconds_since(start), this_machine());
 }
 
 // A file that cannot be read is no work that could be divided.
@@ -214,7 +215,7 @@ int merge(const VerifyCommandOptions& o, const std::vector<Json>& shards, const 
   std::vector<Run> runs;
   for (const Json& shard : shards) runs.push_back(from_json<Run>(shard, "run"));
   Run whole = merged(runs);
-  return report(o, whole.results, whole.summary.seconds, machine);
+  return report(o, std::move(whole.results), whole.summary.seconds, machine);
 }
 
 }  // namespace

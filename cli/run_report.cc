@@ -73,22 +73,23 @@ std::string sentence_of(const RunFacts& run, const RunSummary& s, std::size_t ca
                                 counted(usize(s.elements), "element"), run.seed, run.seconds);
 }
 
-RunSummary summary_of(const RunFacts& run, const std::vector<CaseResult>& results) {
+// What is told of a run that goes on.
+RunSummary sums_of(const RunFacts& run, const RunTally& tally) {
   RunSummary s;
-  s.counts = count_outcomes(results);
+  tally.write_to(s);
   s.not_run = run.not_run;
   s.seconds = run.seconds;
-  Adequacy adequacy;
-  for (const CaseResult& r : results) {
-    s.elements += r.elements_compared();
-    adequacy.add(r);
-  }
-  s.adequacy = adequacy.summary();
+  s.sentence = sentence_of(run, s, tally.cases());
+  return s;
+}
+
+RunSummary summary_of(const RunFacts& run, const RunTally& tally) {
+  RunSummary s = sums_of(run, tally);
+  const std::vector<CaseResult>& results = tally.kept;
   s.shared = shared_features(results);
   s.causes = causes_of(results);
   if (run.required != 0 || tells_of_invariance(results)) s.invariances = invariances_of(results);
   s.conventions = conventions_seen(results, run.conventions);
-  s.sentence = sentence_of(run, s, results.size());
   return s;
 }
 
@@ -135,6 +136,13 @@ void print_many(const Run& run, const RunFacts& facts) {
   for (const auto& [name, cells] : run.summary.adequacy)
     tell("power of the suite, {}: {} of {} cells shown{}\n", name, cells.shown, cells.cells,
          cells.missing.empty() ? "" : " (--json names the others)");
+  if (run.summary.untold > 0)
+    tell(
+        "{} counted, and not looked at together with the others: of each outcome that is done "
+        "with the first {}; {}\n",
+        run.summary.untold == 1 ? "1 result is" : counted(run.summary.untold, "result") + " are",
+        RunTally::kept_of_an_outcome,
+        facts.files.store.empty() ? "--store keeps them all" : "the store has them all");
 }
 
 // What the bits of a row depend on, and what not.
@@ -188,8 +196,6 @@ void write_run(const Run& run, const ReportFiles& files, const PageSections& sec
   if (!files.sarif.empty()) write_file(files.sarif, sarif_log(run));
   if (!files.openmetrics.empty()) write_file(files.openmetrics, open_metrics(stored(run)));
   if (files.github) tell_github(run);
-  if (!files.store.empty())
-    tell("store: run {} of {}\n", Store(files.store).append(run), files.store);
 }
 
 // A promise that is required and that no case could ask has not been kept.
@@ -217,8 +223,9 @@ int exit_status(const RunFacts& facts, const Run& run) {
          differ == 1 ? "1 case differs" : fmt::format("{} cases differ", differ));
     return some_failed;
   }
-  const double supported = percent(static_cast<std::int64_t>(run.results.size() - n.unsupported),
-                                   static_cast<std::int64_t>(run.results.size()));
+  const std::size_t cases = run.results.size() + run.summary.untold;
+  const double supported =
+      percent(static_cast<std::int64_t>(cases - n.unsupported), static_cast<std::int64_t>(cases));
   if (const double not_done = 100 - supported * facts.share_drawn;
       not_done > facts.most_unsupported) {
     tell(stderr, "assay: {:.1f}% of the {}, more than --max-unsupported={}\n", not_done,
@@ -293,11 +300,40 @@ void take_pictures(CaseResult& result, const CaseResult& drawn) {
   if (drawn.outcome == result.outcome) result.pictures = drawn.pictures;
 }
 
-int report_run(const RunFacts& facts, const std::vector<CaseResult>& results) {
-  const Run run{facts.title, facts.candidate, facts.seed, facts.machine, summary_of(facts, results),
-                results};
+void RunReport::add(std::vector<CaseResult> results) {
+  if (facts.goes_on && !facts.files.store.empty())
+    not_stored_.insert(not_stored_.end(), results.begin(), results.end());
+  tally.add(std::move(results));
+}
+
+Run RunReport::run_of(RunSummary summary, std::vector<CaseResult> results) const {
+  return {facts.title,   facts.candidate,    facts.seed,
+          facts.machine, std::move(summary), std::move(results)};
+}
+
+std::int64_t RunReport::store(const Run& part) {
+  Store store(facts.files.store);
+  if (!stored_as_) stored_as_ = store.append(part);
+  else store.extend(*stored_as_, part);
+  return *stored_as_;
+}
+
+void RunReport::store_part() {
+  if (not_stored_.empty() || Clock::now() < next_part_) return;
+  const auto start = Clock::now();
+  store(run_of(sums_of(facts, tally), std::exchange(not_stored_, {})));
+  next_part_ =
+      seconds_from_now(std::max(first_part_after, seconds_since(start) * (1 / share_of_store - 1)));
+}
+
+int RunReport::finish() {
+  const Run run = run_of(summary_of(facts, tally), tally.kept);
   print_results(run, facts);
   write_run(run, facts.files, facts.sections);
+  if (!facts.files.store.empty())
+    tell("store: run {} of {}\n",
+         store(facts.goes_on ? run_of(run.summary, std::move(not_stored_)) : run),
+         facts.files.store);
   return exit_status(facts, run);
 }
 

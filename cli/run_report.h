@@ -2,11 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/machine.h"
 #include "harness/results/run.h"
+#include "problem/clock.h"
 #include "reports/html.h"
 
 namespace CLI {
@@ -45,6 +48,7 @@ struct RunFacts {
   std::size_t not_run = 0;                // cases that did not run
   std::string why_not_run = "for lack of time";
   double seconds = 0;
+  bool goes_on = false;                                // the suite is repeated
   Promises required = 0;                               // what --require names
   double most_unsupported = 100;                       // in percent
   ConventionRule conventions = ConventionRule::usual;  // what follows from undeclared ones
@@ -61,7 +65,29 @@ std::vector<std::size_t> worth_drawing(const std::vector<CaseResult>& results);
 // pictures do not show the first one, so none are taken.
 void take_pictures(CaseResult& result, const CaseResult& drawn);
 
-// Prints and writes the results of a run, and returns its exit status.
-int report_run(const RunFacts& run, const std::vector<CaseResult>& results);
+// The report of a run. A run that goes on for long is in its store before it ends, so that a kill
+// loses its last seconds alone.
+class RunReport {
+ public:
+  explicit RunReport(RunFacts known) : facts(std::move(known)) {}
+  RunFacts facts;  // what is known of the run so far
+  RunTally tally;
+
+  void add(std::vector<CaseResult> results);
+  // Writes what was added to the store, unless that was done a moment ago: the store may take a
+  // twentieth of the time. Throws as Store does.
+  void store_part();
+  // Prints and writes the whole run, and returns its exit status.
+  int finish();
+
+ private:
+  Run run_of(RunSummary summary, std::vector<CaseResult> results) const;
+  std::int64_t store(const Run& part);
+
+  std::vector<CaseResult> not_stored_;  // if the run goes on, and has a store
+  std::optional<std::int64_t> stored_as_;
+  Clock::time_point next_part_ = seconds_from_now(first_part_after);
+  static constexpr double first_part_after = 10, share_of_store = 0.05;
+};
 
 }  // namespace assay

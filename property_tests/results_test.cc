@@ -111,6 +111,37 @@ assay::Run some_run() {
   return run;
 }
 
+// A suite that is repeated for days is counted to the end, and held in bounded memory.
+TEST(Results, ATallyKeepsTheFirstOfEachOutcomeAndCountsAll) {
+  const CaseResult pass = judged("attention b=1 h=1 l=4 d=4"),
+                   fail = failed_result("attention", "host", Outcome::fail, "wrong",
+                                        Surroundings::bands);
+  ASSERT_EQ(pass.outcome, Outcome::pass);
+  constexpr std::size_t most = RunTally::kept_of_an_outcome;
+  RunTally tally;
+  tally.add(std::vector(most + 5, pass));  // a suite that runs once is kept as a whole
+  EXPECT_EQ(tally.kept.size(), most + 5);
+  tally.add({pass, fail, pass});
+  EXPECT_EQ(tally.kept.size(), most + 6);
+  EXPECT_EQ(tally.kept.back().outcome, Outcome::fail);
+  EXPECT_EQ(tally.cases(), most + 8);
+  RunSummary s;
+  tally.write_to(s);
+  EXPECT_EQ(s.counts.pass, most + 7);
+  EXPECT_EQ(s.counts.fail, 1u);
+  EXPECT_EQ(s.untold, 2u);
+  EXPECT_EQ(s.elements, static_cast<std::int64_t>(most + 7) * pass.elements_compared());
+  EXPECT_FALSE(s.adequacy.empty());
+  tally.add(std::vector(most, fail));
+  EXPECT_EQ(tally.kept.size(), 2 * most + 5);
+
+  assay::Run run{"smoke", "host", 7, {}, s, {pass, fail}};
+  const Json written = to_json(run);
+  EXPECT_EQ(written["summary"]["cases"], 4);
+  EXPECT_EQ(written["summary"]["untold"], 2);
+  EXPECT_EQ(to_json(from_json<assay::Run>(written, "run")), written);
+}
+
 TEST(Results, DocumentsAreReadBackWhole) {
   const assay::Run run = some_run();
   EXPECT_FALSE(run.summary.adequacy.empty());

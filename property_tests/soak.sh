@@ -71,12 +71,13 @@ if third < 3:
 median = lambda part, column: sorted(row[column] for row in part)[len(part) // 2]
 largest = lambda part: max(row[2] for row in part)
 begin, end = rows[:third], rows[-third:]
-command = (median(end, 1) - median(begin, 1)) * 1024 / (2 / 3 * 0.9 * cases)  # a case between the two medians
-print(f"memory over {rows[-1][0] - rows[0][0]} s: the command {median(begin, 1)} to {median(end, 1)} KiB, {command:.0f} bytes a case; "
+grown = median(end, 1) - median(begin, 1)
+kept = [min(10000, share * cases) for share in (0.25, 0.85)]  # at the two medians
+print(f"memory over {rows[-1][0] - rows[0][0]} s: the command {median(begin, 1)} to {median(end, 1)} KiB, {kept[0]:.0f} to {kept[1]:.0f} results of {cases}; "
       f"a worker at most {largest(begin)} to {largest(end)} KiB, in {len(rows)} samples")
-# The command keeps a result of each case until it writes the run. A worker keeps nothing from one case to the next, and needs what its largest case does:
+# The command keeps the first 10,000 results that passed. A worker keeps nothing from one case to the next, and needs what its largest case does:
 # the largest of many samples is compared, because a median says at which age workers were met.
-sys.exit(command > 20000 or largest(end) > largest(begin) + 4096 or largest(end) > 32768)
+sys.exit(grown * 1024 > 20000 * (kept[1] - kept[0]) + (4 << 20) or largest(end) > largest(begin) + 4096 or largest(end) > 32768)
 PY
 
 # ---- Kills --------------------------------------------------------------------------------------
@@ -95,7 +96,19 @@ while [ $SECONDS -lt "$seconds" ]; do
   [ -z "$run" ] || told+=("$run")
   case $status in 0) ended=$((ended + 1)) ;; 137) killed=$((killed + 1)) ;; *) die "exit status $status: $(tail -n 1 err.txt)" ;; esac
 done
-process=
+# What a run had done when it was killed is in the store, but for the last seconds.
+runs() { "$assay" store runs.db | wc -l; }
+before=$(runs) begin=$SECONDS
+start 36000 7
+until [ "$(runs)" -gt "$before" ]; do
+  kill -0 $process 2>/dev/null || die "the process that went on has ended: $(tail -n 1 err.txt)"
+  [ $((SECONDS - begin)) -lt 600 ] || die "a run that goes on is not in the store after 600 s"
+  sleep 0.5
+done
+kill -9 $process
+wait $process 2>/dev/null || true
+told+=("$("$assay" store runs.db | awk 'END { print $1 }')")
+killed=$((killed + 1)) process=
 sleep 3
 
 # ---- What is there ------------------------------------------------------------------------------

@@ -145,6 +145,32 @@ TEST_F(Stores, WhatGoesInComesOut) {
   EXPECT_THROW(s.run(3), StoreError);
 }
 
+TEST_F(Stores, ARunThatGoesOnIsExtended) {
+  Store s(file());
+  const std::int64_t other = s.append(run_of({result("z", 0.5, 2)})),
+                     id = s.append(run_of({result("a", 0.5, 2), result("b", 0.25, 2)}));
+  assay::Run part = run_of({result("c", 0.75, 2)});
+  part.summary.sentence = "one more";
+  s.extend(id, part);
+  part.results.clear();
+  part.summary.sentence = "and its end";
+  s.extend(id, part);
+  const StoredRun whole = s.run(id);
+  EXPECT_EQ(whole.sentence, "and its end");
+  ASSERT_EQ(whole.results.size(), 3u);
+  EXPECT_EQ(whole.results[0].name, "a");
+  EXPECT_EQ(whole.results[2].name, "c");
+  EXPECT_EQ(whole.results[2].worst_ratio, 0.75);
+  EXPECT_EQ(s.run(other).results.size(), 1u);
+  try {
+    s.extend(77, run_of({result("d", 0.5, 2)}));
+    FAIL() << "a run that is not there was extended";
+  } catch (const StoreError& e) {
+    EXPECT_THAT(e.what(), HasSubstr("has no run 77"));
+  }
+  EXPECT_EQ(s.runs().size(), 2u);
+}
+
 TEST_F(Stores, LinesTravelAndAreAllOrNone) {
   Store a(file());
   a.append(run_of({result("a", 0.5, 2), result("b", 0.25, 3)}));

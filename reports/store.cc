@@ -376,23 +376,27 @@ std::int64_t Store::insert(const StoredRun& run) {
       .bind(run.sentence)
       .step();
   const std::int64_t id = sqlite3_last_insert_rowid(db_.get());
+  insert_results(id, 0, run.results);
+  return id;
+}
+
+void Store::insert_results(std::int64_t id, std::int64_t first,
+                           const std::vector<StoredResult>& results) {
   const auto& columns = result_columns();
   std::string values;
   for (std::size_t k = 0; k < columns.size(); ++k) values += ", ?";
   const std::string insert_result = fmt::format(
       "INSERT INTO result(run, number, {}) VALUES(?, ?{})", fmt::join(columns, ", "), values);
-  std::int64_t index = 0;
-  for (const StoredResult& r : run.results) {
+  for (const StoredResult& r : results) {
     const Json row = to_json(r);
     Statement s(db_.get(), insert_result.c_str());
-    s.bind(id).bind(index++);
+    s.bind(id).bind(first++);
     for (const char* column : columns) {
       const Json value = at(row, column);
       s.bind(value.is_object() ? Json(value.dump()) : value);
     }
     s.step();
   }
-  return id;
 }
 
 StoredRun stored(const Run& run) {
@@ -407,6 +411,19 @@ StoredRun stored(const Run& run) {
 std::int64_t Store::append(const Run& run) {
   if (run.results.empty()) fail("a run without results is not stored");
   return insert_alone(stored(run));
+}
+
+void Store::extend(std::int64_t id, const Run& part) {
+  naming(path_, [&] {
+    in_transaction([&] {
+      Statement change(db_.get(), "UPDATE run SET sentence = ? WHERE id = ?");
+      change.bind(part.summary.sentence).bind(id).step();
+      if (sqlite3_changes(db_.get()) == 0) fail(fmt::format("has no run {}", id));
+      Statement last(db_.get(), "SELECT max(number) FROM result WHERE run = ?");
+      last.bind(id).step();
+      insert_results(id, last.integer(0) + 1, stored(part).results);
+    });
+  });
 }
 
 std::int64_t Store::append(const FaultsScore& score, const Machine& machine) {
@@ -492,17 +509,22 @@ std::int64_t Store::append(const BenchRun& run) {
   return insert_alone(whole);
 }
 
+void Store::in_transaction(const std::function<void()>& work) {
+  execute("BEGIN IMMEDIATE");
+  try {
+    work();
+    execute("COMMIT");
+  } catch (...) {
+    sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
+    throw;
+  }
+}
+
 std::int64_t Store::insert_alone(const StoredRun& run) {
   return naming(path_, [&] {
-    execute("BEGIN IMMEDIATE");
-    try {
-      const std::int64_t id = insert(run);
-      execute("COMMIT");
-      return id;
-    } catch (...) {
-      sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
-      throw;
-    }
+    std::int64_t id = 0;
+    in_transaction([&] { id = insert(run); });
+    return id;
   });
 }
 
@@ -610,18 +632,13 @@ void Store::export_lines(std::ostream& out) const {
 
 std::size_t Store::import_lines(std::istream& in) {
   return naming(path_, [&] {
-    execute("BEGIN IMMEDIATE");
+    std::size_t count = 0;
     try {
-      const std::size_t count = insert_lines(in);
-      execute("COMMIT");
-      return count;
+      in_transaction([&] { count = insert_lines(in); });
     } catch (const SchemaError& e) {
-      sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
       fail(fmt::format("{}; nothing was imported", e.what()));
-    } catch (...) {
-      sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
-      throw;
     }
+    return count;
   });
 }
 

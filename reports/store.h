@@ -66,6 +66,9 @@ class Store {
 
   // Each of these functions returns the number of the run.
   std::int64_t append(const Run& run);
+  // Adds the results of this part to run `id`, behind those that it has, and gives it the sentence
+  // of the part, in one transaction.
+  void extend(std::int64_t id, const Run& part);
   std::int64_t append(const FaultsScore& score, const Machine& machine);
   std::int64_t append(const FuzzSummary& summary, const Machine& machine);
   std::int64_t append(const BenchRun& measured);
@@ -96,9 +99,13 @@ class Store {
   void prepare();
   StoredRun read_run(std::int64_t id) const;
   std::int64_t insert(const StoredRun& run);
+  void insert_results(std::int64_t id, std::int64_t first,
+                      const std::vector<StoredResult>& results);
   std::size_t insert_lines(std::istream& in);
   // Inserts the whole run in a transaction of its own.
   std::int64_t insert_alone(const StoredRun& run);
+  // Does the work in a transaction: all of it, or nothing if it throws.
+  void in_transaction(const std::function<void()>& work);
   void execute(const char* sql) const;
   [[noreturn]] void fail(const std::string& what) const;
 

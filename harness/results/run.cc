@@ -7,7 +7,7 @@ template <class Fields, Described<Run> Value>
 void describe_summary(Fields& fields, Value& run) {
   auto& s = run.summary;
   fields("sentence", s.sentence);
-  fields.derived("cases", run.results.size());
+  fields.derived("cases", run.results.size() + s.untold);
   // A suspect result has passed too, but it is counted in the field "suspect" alone.
   fields("passed", s.counts.pass);
   fields("failed", s.counts.fail);
@@ -17,6 +17,7 @@ void describe_summary(Fields& fields, Value& run) {
   fields("errors", s.counts.error);
   fields.unless("by_convention", s.counts.convention, std::size_t{0});
   fields("not_run", s.not_run);
+  fields.unless("untold", s.untold, std::size_t{0});
   fields("elements", s.elements);
   fields("seconds", s.seconds);
   fields("adequacy", s.adequacy);
@@ -43,18 +44,40 @@ void read_json(const Json& json, const std::string& where, Run& run) {
   read_fields(json, where, run);
 }
 
+std::size_t& OutcomeCounts::of(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::pass: return pass;
+    case Outcome::fail: return fail;
+    case Outcome::suspect: return suspect;
+    case Outcome::inconclusive: return inconclusive;
+    case Outcome::unsupported: return unsupported;
+    case Outcome::convention: return convention;
+    case Outcome::error: break;
+  }
+  return error;
+}
+
 OutcomeCounts count_outcomes(const std::vector<CaseResult>& results) {
   OutcomeCounts n;
-  for (const CaseResult& r : results) switch (r.outcome) {
-      case Outcome::pass: ++n.pass; break;
-      case Outcome::fail: ++n.fail; break;
-      case Outcome::suspect: ++n.suspect; break;
-      case Outcome::inconclusive: ++n.inconclusive; break;
-      case Outcome::unsupported: ++n.unsupported; break;
-      case Outcome::error: ++n.error; break;
-      case Outcome::convention: ++n.convention; break;
-    }
+  for (const CaseResult& r : results) ++n.of(r.outcome);
   return n;
+}
+
+void RunTally::add(std::vector<CaseResult> more) {
+  for (CaseResult& r : more) {
+    elements_ += r.elements_compared();
+    adequacy_.add(r);
+    if (++counts_.of(r.outcome) <= kept_of_an_outcome || !begun_) kept.push_back(std::move(r));
+    else ++untold_;
+  }
+  begun_ = true;
+}
+
+void RunTally::write_to(RunSummary& summary) const {
+  summary.counts = counts_;
+  summary.untold = untold_;
+  summary.elements = elements_;
+  summary.adequacy = adequacy_.summary();
 }
 
 }  // namespace assay

@@ -21,12 +21,14 @@ struct OutcomeCounts {
   std::size_t pass = 0, fail = 0, suspect = 0, inconclusive = 0, unsupported = 0, error = 0,
               convention = 0;
   std::size_t compared() const { return pass + fail + suspect + convention; }
+  std::size_t& of(Outcome outcome);
 };
 
 struct RunSummary {
   std::string sentence;  // the last line that is printed
   OutcomeCounts counts;
   std::size_t not_run = 0;  // cases that were left out because the time was over
+  std::size_t untold = 0;   // results that are counted here, and that the run does not hold
   std::int64_t elements = 0;
   double seconds = 0;
   std::map<std::string, AdequacyCells> adequacy;
@@ -49,5 +51,27 @@ Json to_json(const Run& run);
 void read_json(const Json& json, const std::string& where, Run& run);
 
 OutcomeCounts count_outcomes(const std::vector<CaseResult>& results);
+
+// The results of a run that goes on, and the sums over all of them. A suite that is repeated for
+// days has more results than fit in memory.
+class RunTally {
+ public:
+  static constexpr std::size_t kept_of_an_outcome = 10000;
+  // The first results are kept as they are; of later ones, the first of each outcome.
+  void add(std::vector<CaseResult> more);
+
+  std::vector<CaseResult> kept;
+  const OutcomeCounts& counts() const { return counts_; }
+  std::size_t cases() const { return kept.size() + untold_; }
+  // What the sums over all results are; the other fields are left as they are.
+  void write_to(RunSummary& summary) const;
+
+ private:
+  bool begun_ = false;
+  OutcomeCounts counts_;
+  std::size_t untold_ = 0;
+  std::int64_t elements_ = 0;
+  Adequacy adequacy_;
+};
 
 }  // namespace assay
