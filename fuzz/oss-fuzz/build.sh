@@ -14,7 +14,7 @@ march=
 [ "$(uname -m)" != x86_64 ] || march=x86-64-v3
 cmake -S "$source" -B "$WORK/assay" -G Ninja -DCMAKE_BUILD_TYPE=None -DASSAY_FUZZERS_ALONE=ON -DASSAY_FEW_TARGETS=ON -DASSAY_WERROR=OFF \
   -DASSAY_MARCH="$march" -DASSAY_FUZZING_ENGINE="$LIB_FUZZING_ENGINE" \
-  -DCMAKE_EXE_LINKER_FLAGS="-Wl,--disable-new-dtags,-rpath,\$ORIGIN/lib" >"$WORK/cmake.log" || { cat "$WORK/cmake.log" >&2; exit 1; }
+  -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags -DCMAKE_BUILD_RPATH='$ORIGIN/lib' >"$WORK/cmake.log" || { cat "$WORK/cmake.log" >&2; exit 1; }
 
 known=$(sed -n 's/^set(ASSAY_FUZZ_TARGETS \(.*\) CACHE.*/\1/p' "$source/fuzz/CMakeLists.txt")
 targets=${ASSAY_FUZZ_TARGETS:-$known}
@@ -28,7 +28,7 @@ of_the_system='^(linux-vdso|ld-linux.*|libc|libm|libpthread|libdl|librt|libresol
 mkdir -p "$OUT/lib"
 for target in $targets; do
   cp "$WORK/assay/fuzz/${target}_fuzz" "$OUT/$target"
-  ldd "$OUT/$target" | while read -r name arrow path _; do
+  ldd "$WORK/assay/fuzz/${target}_fuzz" | while read -r name arrow path _; do
     [ "$arrow" = '=>' ] || continue
     [[ "$name" =~ $of_the_system ]] || cp -L "$path" "$OUT/lib/$name"
   done
