@@ -147,7 +147,8 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   const assay_tensor* lse = make.tensor({b, h, rows, 1});
   std::int64_t cu_count = 0;
   const std::int64_t* cu_rows = make.list(cu_count, 3, &Arguments::number);
-  const std::int64_t sequences = cu_rows && cu_count > 0 ? cu_count - 1 : 0;
+  if (cu_count < 1) cu_rows = nullptr;  // no sequences have one entry, too
+  const std::int64_t sequences = cu_rows ? cu_count - 1 : 0;
   const auto before = make.snapshot();
   const assay_context at = in.below(20) == 0 ? nullptr : context;
   assay_status status = ASSAY_SUCCESS;

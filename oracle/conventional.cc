@@ -126,15 +126,27 @@ std::optional<Substitute> substitute(const ProjectedAttention& p, WeightlessRows
 }
 
 // bounds.md, 13, Flushed subnormals: what an fp32 without subnormals loses
-Contract flushing(const Conventions& conventions, const Contract& contract) {
+Contract flushing(const Conventions& conventions, const Contract& contract, Operands operands) {
   using safety::least_normal;
   if (conventions.of<Subnormals>() != Subnormals::flushed) return contract;
   Contract flushes = contract;
   flushes.product_floor =
       std::max(contract.product_floor, safety::losses_of_flushed_product * least_normal);
-  flushes.operand_floor = std::max(contract.operand_floor, least_normal);
+  if (operands == Operands::flushed)
+    flushes.operand_floor = std::max(contract.operand_floor, least_normal);
   flushes.exp_floor = std::max(contract.exp_floor, least_normal);
   return flushes;
+}
+
+Verdict judge_with_either(const JudgeWithOperands& judge, const JudgeOptions& options) {
+  if (options.conventions.of<Subnormals>() == Subnormals::flushed) {
+    JudgeOptions quiet = options;
+    quiet.judged = nullptr;
+    const Verdict narrow = judge(Operands::read, quiet);
+    if (narrow.outcome != Outcome::fail)
+      return options.judged ? judge(Operands::read, options) : narrow;
+  }
+  return judge(Operands::flushed, options);
 }
 
 bool ZeroTimesNan::of_masked(Index h, Index row, Index c) {

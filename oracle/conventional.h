@@ -2,6 +2,7 @@
 // on an element, and which undeclared convention explains outputs that fail under ours.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <vector>
@@ -32,7 +33,17 @@ inline constexpr const char* spreads_by_convention =
     "NaN of a masked key, which spreads by convention";
 
 // The contract of a kernel that may flush subnormals in fp32, by convention. bounds.md, 13.
-Contract flushing(const Conventions& conventions, const Contract& contract);
+// Units that multiply matrices read subnormal operands also where all other arithmetic flushes.
+enum class Operands : std::uint8_t { flushed, read };
+Contract flushing(const Conventions& conventions, const Contract& contract,
+                  Operands operands = Operands::flushed);
+
+// Outputs that are right where subnormal operands are read are right where they may be flushed,
+// too. The bounds of the latter may decide nothing, because a lost operand counts as much as the
+// numbers that it is multiplied with. So the verdict is that with operands that are read, if it is
+// no failure.
+using JudgeWithOperands = std::function<Verdict(Operands, const JudgeOptions&)>;
+Verdict judge_with_either(const JudgeWithOperands& judge, const JudgeOptions& options);
 
 // Whether 0 times a NaN or an infinity of a key could reach the outputs of a row.
 class ZeroTimesNan {

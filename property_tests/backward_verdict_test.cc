@@ -120,6 +120,46 @@ TEST_F(BackwardVerdict, WrongGradientsAreNoConventionThatOContradicts) {
   }
 }
 
+// A GPU flushes results and reads subnormal operands of matrix products. Beside keys near the
+// largest number, an arithmetic that flushes operands too may give anything, so that nothing would
+// be judged.
+TEST_F(BackwardVerdict, FlushedGradientsBesideHugeKeysAreJudged) {
+  prepare(
+      "backward b=1 h=4/2 l=64 d=32 dtype=bf16 causal scores=near-overflow values=heavy-tail "
+      "grad=ones seed=44");
+  input_.lse = {};  // as most kernels keep it
+  Index flushed = 0;
+  change(dq(), [&](Index b, Index h, Index i, Index d) {
+    const double x = load(dq(), dq().at(b, h, i, d));
+    const bool subnormal = x != 0 && std::fabs(x) < 0x1p-126;
+    flushed += subnormal;
+    return subnormal ? 0 : x;
+  });
+  EXPECT_GT(flushed, 0);
+  EXPECT_THAT(verdict(), FailsWith("dQ is outside its bound"));
+  JudgeOptions options;
+  options.conventions = {};
+  Verdict v = judge_backward_by_ladder(inputs_->problem, input_, out_->view(), options);
+  EXPECT_EQ(v.outcome, Outcome::convention) << v.reason;
+  EXPECT_EQ(v.differs.of<Subnormals>(), Subnormals::flushed);
+  JudgeOptions declared = options;
+  declared.conventions.declare(Subnormals::flushed);
+  const auto judged = [&](bool ladder) {
+    return ladder ? judge_backward_by_ladder(inputs_->problem, input_, out_->view(), declared)
+                  : judge_backward(inputs_->problem, input_, out_->view(), contract_, declared);
+  };
+  for (const bool ladder : {false, true}) {
+    v = judged(ladder);
+    EXPECT_THAT(v, Passes());
+    EXPECT_GT(v.inside, 1000);
+  }
+  // What only lost operands could explain is not right, and no convention either.
+  store(dq(), dq().at(0, 1, 41, 13), 1);
+  for (const bool ladder : {false, true}) EXPECT_EQ(judged(ladder).outcome, Outcome::inconclusive);
+  EXPECT_THAT(judge_backward_by_ladder(inputs_->problem, input_, out_->view(), options),
+              FailsWith("dQ is outside its bound"));
+}
+
 // Under another diagonal dP overflows in every row, and nothing could be judged: that explains no
 // NaN at keys that no row sees.
 TEST_F(BackwardVerdict, WhatCannotBeJudgedIsNoConvention) {

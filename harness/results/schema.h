@@ -43,6 +43,8 @@ inline Json parse_json(std::string_view text, const std::string& what) {
     return Json::parse(text);
   } catch (const Json::parse_error& e) {
     throw SchemaError(what + ": no JSON from byte " + std::to_string(e.byte) + " on");
+  } catch (const Json::out_of_range&) {
+    throw SchemaError(what + ": a number in it is beyond the range of double");
   }
 }
 
