@@ -50,7 +50,8 @@ void for_each_excluded(const CoveringPlan& plan, const std::vector<int>& factors
   }
 }
 
-std::size_t code_of(const Set& s, const std::vector<int>& levels, const std::vector<int>& row) {
+std::size_t number_of_tuple(const Set& s, const std::vector<int>& levels,
+                            const std::vector<int>& row) {
   std::size_t code = 0;
   for (int f : s.factors) code = code * usize(levels[usize(f)]) + usize(row[usize(f)]);
   return code;
@@ -126,7 +127,7 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
             if (sets[s].missing == 0) continue;
             const bool complete = std::all_of(sets[s].factors.begin(), sets[s].factors.end(),
                                               [&](int g) { return row[usize(g)] >= 0; });
-            if (complete && !sets[s].covered[code_of(sets[s], plan.levels, row)]) ++gain;
+            if (complete && !sets[s].covered[number_of_tuple(sets[s], plan.levels, row)]) ++gain;
           }
           if (gain > most || chosen < 0) most = gain, chosen = row[f];
         }
@@ -138,12 +139,12 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
         // one.
         continue;
       std::size_t gain = 0;
-      for (const Set& s : sets) gain += !s.covered[code_of(s, plan.levels, row)];
+      for (const Set& s : sets) gain += !s.covered[number_of_tuple(s, plan.levels, row)];
       if (gain > best_gain) best_gain = gain, best = row;
     }
     if (best.empty()) throw std::logic_error("a combination of a covering array fits into no row");
     for (Set& s : sets) {
-      char& covered = s.covered[code_of(s, plan.levels, best)];
+      char& covered = s.covered[number_of_tuple(s, plan.levels, best)];
       s.missing -= !covered;
       covered = 1;
     }

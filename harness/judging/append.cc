@@ -13,14 +13,14 @@
 namespace assay {
 namespace {
 
-struct Part {
+struct CacheTensor {
   const char* name;
   const PagedTensor &mine, &rule;
 };
 
 // Takes over from the candidate what no rule says: the bits of a NaN, and the nibble behind a row
 // of an odd number of nibbles.
-void take_over_free_bits(const Part& part, Index page, Index slot) {
+void take_over_free_bits(const CacheTensor& part, Index page, Index slot) {
   const TensorView &mine = part.mine.elements, &rule = part.rule.elements;
   const auto copy = [&](Index at) {
     const Index bytes = format(mine.dtype).bits / 8;
@@ -40,7 +40,7 @@ void take_over_free_bits(const Part& part, Index page, Index slot) {
 }
 
 // The first element or scale of a token that is not stored as the rule says.
-std::string compare_token(const Part& part, Index b, Index j, Index page, Index slot) {
+std::string compare_token(const CacheTensor& part, Index b, Index j, Index page, Index slot) {
   const auto compare = [&](const char* what, const TensorView& mine,
                            const TensorView& rule) -> std::string {
     for (Index g = 0; mine && g < mine.shape[1]; ++g)
@@ -62,7 +62,9 @@ std::string compare_token(const Part& part, Index b, Index j, Index page, Index 
 
 struct Pages {
   PagedTokens mine, rule;
-  std::array<Part, 2> parts() const { return {{{"K", mine.k, rule.k}, {"V", mine.v, rule.v}}}; }
+  std::array<CacheTensor, 2> parts() const {
+    return {{{"K", mine.k, rule.k}, {"V", mine.v, rule.v}}};
+  }
 };
 
 // The tokens [first, last) of every sequence, and the slots that they go to.
@@ -75,7 +77,7 @@ std::string compare_pages(const Pages& pages, const Appended& tokens) {
   for (std::size_t n = 0; n < tokens.slots.size(); ++n) {
     const Index at = tokens.slots[n], count = tokens.last - tokens.first;
     if (at < 0) continue;
-    for (const Part& part : pages.parts()) {
+    for (const CacheTensor& part : pages.parts()) {
       const Index page = at / pages.rule.size, slot = at % pages.rule.size;
       const auto b = static_cast<Index>(n) / count,
                  j = tokens.first + static_cast<Index>(n) % count;
