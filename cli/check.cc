@@ -148,7 +148,7 @@ std::size_t ask_of_state(const CheckOptions& o, std::vector<CaseResult>& results
       if (!passed(r.outcome)) results[chosen[item]] = std::move(r);
       return true;
     });
-  return chosen.size();
+  return items.size() > 1 ? items.size() : 0;
 }
 
 // Each failure takes a minute at most. The first three of a run tell most of what failures can
@@ -174,6 +174,7 @@ void run_selection(const CheckOptions& o, Selection selection, const Features& h
     if (o.workers.execute.state_of_every > 0 && round.results.size() > 1 && round.not_run == 0) {
       asked += ask_of_state(o, round.results);
       asked_of += round.results.size();
+      round.stopped = o.stop_at_first_failure && count_outcomes(round.results).fail > 0;
       report.facts.state = fmt::format(
           "state between calls: asked of {} of {}, which their lines choose, and run again in the "
           "other order",

@@ -312,16 +312,27 @@ Run RunReport::run_of(RunSummary summary, std::vector<CaseResult> results) const
 }
 
 std::int64_t RunReport::store(const Run& part) {
-  Store store(facts.files.store);
-  if (!stored_as_) stored_as_ = store.append(part);
-  else store.extend(*stored_as_, part);
+  if (!store_) store_ = std::make_unique<Store>(facts.files.store);
+  if (!stored_as_) stored_as_ = store_->append(part);
+  else store_->extend(*stored_as_, part);
   return *stored_as_;
 }
 
 void RunReport::store_part() {
   if (not_stored_.empty() || Clock::now() < next_part_) return;
   const auto start = Clock::now();
-  store(run_of(sums_of(facts, tally), std::exchange(not_stored_, {})));
+  Run part = run_of(sums_of(facts, tally), std::exchange(not_stored_, {}));
+  const auto keep = [&](const std::exception& e) {
+    tell(stderr, "assay: {}; what is not stored is kept, and tried again\n", e.what());
+    not_stored_ = std::move(part.results);
+  };
+  try {
+    store(part);
+  } catch (const StoreError& e) {
+    keep(e);
+  } catch (const StoreFailure& e) {
+    keep(e);
+  }
   next_part_ =
       seconds_from_now(std::max(first_part_after, seconds_since(start) * (1 / share_of_store - 1)));
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "harness/results/run.h"
 #include "problem/clock.h"
 #include "reports/html.h"
+#include "reports/store.h"
 
 namespace CLI {
 class App;
@@ -65,8 +67,7 @@ std::vector<std::size_t> worth_drawing(const std::vector<CaseResult>& results);
 // pictures do not show the first one, so none are taken.
 void take_pictures(CaseResult& result, const CaseResult& drawn);
 
-// The report of a run. A run that goes on for long is in its store before it ends, so that a kill
-// loses its last seconds alone.
+// The report of a run. One that goes on for long is written to its store part by part.
 class RunReport {
  public:
   explicit RunReport(RunFacts known) : facts(std::move(known)) {}
@@ -75,16 +76,18 @@ class RunReport {
 
   void add(std::vector<CaseResult> results);
   // Writes what was added to the store, unless that was done a moment ago: the store may take a
-  // twentieth of the time. Throws as Store does.
+  // twentieth of the time. What cannot be written is said, and written later.
   void store_part();
   // Prints and writes the whole run, and returns its exit status.
   int finish();
 
  private:
   Run run_of(RunSummary summary, std::vector<CaseResult> results) const;
+  // Returns the number of the run. Throws as Store does.
   std::int64_t store(const Run& part);
 
   std::vector<CaseResult> not_stored_;  // if the run goes on, and has a store
+  std::unique_ptr<Store> store_;        // opening it again would read all of it
   std::optional<std::int64_t> stored_as_;
   Clock::time_point next_part_ = seconds_from_now(first_part_after);
   static constexpr double first_part_after = 10, share_of_store = 0.05;

@@ -568,9 +568,8 @@ std::vector<SuspectRow> worst_of(std::vector<SuspectRow> rows) {
 
 // The verdict by bounds alone, under the conventions of the options.
 Verdict judge_bounds(const ProjectedAttention& given, const AttentionOutput& out,
-                     const Contract& declared, Operands operands, const JudgeOptions& options) {
+                     const Contract& contract, const JudgeOptions& options) {
   const ProjectedAttention problem = anchored(given, options.conventions);
-  const Contract contract = flushing(options.conventions, declared, operands);
   const AttentionShape& s = problem.shape;
   RowTally total(options);
   Verdict& v = total.elements.verdict;
@@ -613,11 +612,9 @@ void ask_evidence(Verdict& v, const ProjectedAttention& problem, const Attention
 Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out,
               const Contract& contract, const JudgeOptions& options) {
   const auto judge_under = [&](const JudgeOptions& under) {
-    return judge_with_either(
-        [&](Operands operands, const JudgeOptions& o) {
-          return judge_bounds(problem, out, contract, operands, o);
-        },
-        under);
+    return judge_by({&contract, 1}, under, [&](const Contract& c, const JudgeOptions& o) {
+      return judge_bounds(problem, out, c, o);
+    });
   };
   Verdict v = by_convention(problem, judge_under(options), options, judge_under);
   ask_evidence(v, problem, out, contract, {&contract, 1}, options);
@@ -627,13 +624,10 @@ Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out,
 Verdict judge_by_ladder(const ProjectedAttention& problem, const AttentionOutput& out, Index tile,
                         const JudgeOptions& options) {
   const std::vector<Contract> ladder = contract_ladder(problem.q.dtype, tile);
-  const auto climb_with = [&](Operands operands, const JudgeOptions& under) {
-    return climb(ladder, under, [&](const Contract& c, const JudgeOptions& o) {
-      return judge_bounds(problem, out, c, operands, o);
-    });
-  };
   const auto judge_under = [&](const JudgeOptions& under) {
-    return judge_with_either(climb_with, under);
+    return judge_by(ladder, under, [&](const Contract& c, const JudgeOptions& o) {
+      return judge_bounds(problem, out, c, o);
+    });
   };
   Verdict v = by_convention(problem, judge_under(options), options, judge_under);
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);

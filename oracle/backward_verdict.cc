@@ -159,10 +159,9 @@ void judge_groups(const Attention& problem, const AttentionBackwardInput& input,
 
 // The verdict by bounds alone, under the conventions of the options.
 Verdict judge_bounds(const Attention& given, const AttentionBackwardInput& input,
-                     const AttentionGradients& out, const Contract& declared, Operands operands,
+                     const AttentionGradients& out, const Contract& contract,
                      const JudgeOptions& options) {
   const Attention problem = anchored(given, options.conventions);
-  const Contract contract = flushing(options.conventions, declared, operands);
   const AttentionShape& s = problem.shape;
   const std::vector<Index> rows = rows_to_judge(s.rows, options.sample_rows, options.seed);
   Tally tally(options);
@@ -200,8 +199,8 @@ bool stored_forward_is_right(const ProjectedAttention& problem, const AttentionB
 
 // by_convention() for gradients.
 Verdict gradients_by_convention(const Attention& problem, const AttentionBackwardInput& input,
-                                const JudgeOptions& options, const JudgeWithOperands& judge) {
-  const auto judge_under = [&](const JudgeOptions& o) { return judge_with_either(judge, o); };
+                                const JudgeOptions& options,
+                                const std::function<Verdict(const JudgeOptions&)>& judge_under) {
   return by_convention(problem, judge_under(options), options, [&](const JudgeOptions& tried) {
     Verdict v = judge_under(tried);
     if (v.outcome != Outcome::fail && !stored_forward_is_right(problem, input, tried))
@@ -229,10 +228,11 @@ void ask_evidence(Verdict& v, const Attention& problem, const AttentionBackwardI
 Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& input,
                        const AttentionGradients& out, const Contract& contract,
                        const JudgeOptions& options) {
-  Verdict v =
-      gradients_by_convention(problem, input, options, [&](Operands operands, const auto& o) {
-        return judge_bounds(problem, input, out, contract, operands, o);
-      });
+  Verdict v = gradients_by_convention(problem, input, options, [&](const JudgeOptions& under) {
+    return judge_by({&contract, 1}, under, [&](const Contract& c, const JudgeOptions& o) {
+      return judge_bounds(problem, input, out, c, o);
+    });
+  });
   ask_evidence(v, problem, input, out, contract, {&contract, 1}, options);
   return v;
 }
@@ -259,12 +259,11 @@ void add_gradients(Verdict& forward, const Verdict& gradients) {
 Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwardInput& input,
                                  const AttentionGradients& out, const JudgeOptions& options) {
   const std::vector<Contract> ladder = backward_ladder(problem.q.dtype, 64, problem.shape.group());
-  const auto judge = [&](Operands operands, const JudgeOptions& under) {
-    return climb(ladder, under, [&](const Contract& c, const JudgeOptions& o) {
-      return judge_bounds(problem, input, out, c, operands, o);
+  Verdict v = gradients_by_convention(problem, input, options, [&](const JudgeOptions& under) {
+    return judge_by(ladder, under, [&](const Contract& c, const JudgeOptions& o) {
+      return judge_bounds(problem, input, out, c, o);
     });
-  };
-  Verdict v = gradients_by_convention(problem, input, options, judge);
+  });
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
   ask_evidence(v, problem, input, out, ladder.front(), {first, ladder.end()}, options);
   return v;

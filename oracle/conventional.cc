@@ -8,6 +8,7 @@
 #include <limits>
 #include <mutex>
 
+#include "oracle/decide.h"
 #include "oracle/safety_factors.h"
 
 namespace assay {
@@ -138,15 +139,29 @@ Contract flushing(const Conventions& conventions, const Contract& contract, Oper
   return flushes;
 }
 
-Verdict judge_with_either(const JudgeWithOperands& judge, const JudgeOptions& options) {
-  if (options.conventions.of<Subnormals>() == Subnormals::flushed) {
-    JudgeOptions quiet = options;
-    quiet.judged = nullptr;
-    const Verdict narrow = judge(Operands::read, quiet);
-    if (narrow.outcome != Outcome::fail)
-      return options.judged ? judge(Operands::read, options) : narrow;
+Verdict judge_by(std::span<const Contract> contracts, const JudgeOptions& options,
+                 const JudgeContract& judge) {
+  const auto with = [&](Operands operands, const JudgeOptions& under) {
+    const auto judge_one = [&](const Contract& c, const JudgeOptions& o) {
+      return judge(flushing(o.conventions, c, operands), o);
+    };
+    return contracts.size() == 1 ? judge_one(contracts.front(), under)
+                                 : climb(contracts, under, judge_one);
+  };
+  if (options.conventions.of<Subnormals>() != Subnormals::flushed)
+    return with(Operands::flushed, options);
+  JudgeOptions quiet = options;
+  quiet.judged = nullptr;
+  Operands chosen = Operands::flushed;
+  Verdict v = with(chosen, quiet);
+  if (v.outcome == Outcome::inconclusive) {
+    Verdict read = with(Operands::read, quiet);
+    if (read.outcome == Outcome::pass || read.outcome == Outcome::suspect) {
+      v = std::move(read);
+      chosen = Operands::read;
+    }
   }
-  return judge(Operands::flushed, options);
+  return options.judged ? with(chosen, options) : v;
 }
 
 bool ZeroTimesNan::of_masked(Index h, Index row, Index c) {

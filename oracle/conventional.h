@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "oracle/contract.h"
@@ -38,12 +39,12 @@ enum class Operands : std::uint8_t { flushed, read };
 Contract flushing(const Conventions& conventions, const Contract& contract,
                   Operands operands = Operands::flushed);
 
-// Outputs that are right where subnormal operands are read are right where they may be flushed,
-// too. The bounds of the latter may decide nothing, because a lost operand counts as much as the
-// numbers that it is multiplied with. So the verdict is that with operands that are read, if it is
-// no failure.
-using JudgeWithOperands = std::function<Verdict(Operands, const JudgeOptions&)>;
-Verdict judge_with_either(const JudgeWithOperands& judge, const JudgeOptions& options);
+// The verdict under the one contract, or that of climb(). Where subnormals may be flushed and
+// nothing can be judged, because a lost operand counts as much as the numbers that it is multiplied
+// with, outputs that are right for a kernel which reads subnormal operands are right.
+using JudgeContract = std::function<Verdict(const Contract&, const JudgeOptions&)>;
+Verdict judge_by(std::span<const Contract> contracts, const JudgeOptions& options,
+                 const JudgeContract& judge);
 
 // Whether 0 times a NaN or an infinity of a key could reach the outputs of a row.
 class ZeroTimesNan {

@@ -49,8 +49,8 @@ struct StoredValues {
   std::optional<double> worst_ratio, evidence, seconds;
 };
 
-// A store survives kill -9: a run is in it as a whole or not at all (one transaction in a
-// write-ahead log). Several processes may append at the same time.
+// A store survives kill -9: a run, or a part of one that goes on, is in it as a whole or not at all
+// (one transaction in a write-ahead log). Several processes may append at the same time.
 class Store {
  public:
   // A reader asks for runs alone.

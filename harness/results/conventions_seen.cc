@@ -9,20 +9,19 @@
 namespace assay {
 namespace {
 
-// What a case differs in. A relation can only show that NaN at a masked key spreads.
-Conventions differing(const CaseResult& r) {
-  Conventions found = r.verdict.differs;
-  const auto differs = [](const auto& relation) { return relation.second.differs_by_convention(); };
-  if (std::ranges::any_of(r.relations, differs)) found.declare(MaskedNan::spreads);
-  return found;
-}
-
 ConventionRule rule_of(Convention c, ConventionRule asked) {
   if (asked != ConventionRule::usual) return asked;
   return row_of(c).fails ? ConventionRule::fail : ConventionRule::warn;
 }
 
 }  // namespace
+
+Conventions differing(const CaseResult& r) {
+  Conventions found = r.verdict.differs;
+  const auto differs = [](const auto& relation) { return relation.second.differs_by_convention(); };
+  if (std::ranges::any_of(r.relations, differs)) found.declare(MaskedNan::spreads);
+  return found;
+}
 
 std::string ConventionSeen::sentence() const {
   return fmt::format("differs by convention: {} ({}) in {}; accept it with --accept-convention {}",

@@ -32,6 +32,8 @@ struct ConventionSeen {
   std::string sentence() const;
 };
 
+// What a case differs in. A relation can only show that NaN at a masked key spreads.
+Conventions differing(const CaseResult& result);
 // In the order of the table.
 std::vector<ConventionSeen> conventions_seen(const std::vector<CaseResult>& results,
                                              ConventionRule rule);

@@ -67,7 +67,9 @@ void RunTally::add(std::vector<CaseResult> more) {
   for (CaseResult& r : more) {
     elements_ += r.elements_compared();
     adequacy_.add(r);
-    if (++counts_.of(r.outcome) <= kept_of_an_outcome || !begun_) kept.push_back(std::move(r));
+    ++counts_.of(r.outcome);
+    std::size_t& seen = seen_[{r.outcome, differing(r).names()}];
+    if (++seen <= kept_of_an_outcome || !begun_) kept.push_back(std::move(r));
     else ++untold_;
   }
   begun_ = true;

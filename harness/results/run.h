@@ -57,7 +57,8 @@ OutcomeCounts count_outcomes(const std::vector<CaseResult>& results);
 class RunTally {
  public:
   static constexpr std::size_t kept_of_an_outcome = 10000;
-  // The first results are kept as they are; of later ones, the first of each outcome.
+  // The first results are kept as they are; of later ones, the first of each outcome, and of those
+  // that differ by a convention the first of each convention.
   void add(std::vector<CaseResult> more);
 
   std::vector<CaseResult> kept;
@@ -68,6 +69,7 @@ class RunTally {
 
  private:
   bool begun_ = false;
+  std::map<std::pair<Outcome, std::vector<std::string>>, std::size_t> seen_;
   OutcomeCounts counts_;
   std::size_t untold_ = 0;
   std::int64_t elements_ = 0;

@@ -235,26 +235,42 @@ class Run:
         if _contents(found, outputs) == first:
             return found
         if not self.kernel.deterministic:
-            self._judge_by_itself(operation, line, {**inputs, **found})
-            return {
+            stands = {
                 name: tensor_of(content, found[name].dtype, found[name].shape)
                 for name, content in zip(outputs, first)
             }
+            self._compare_verdicts(operation, line, {**inputs, **stands}, {**inputs, **found})
+            return stands
         if not self.note and self.reuse is None:
             self.note = self._why(operation, line, inputs, outputs, first)
         return found
 
-    def _judge_by_itself(self, operation: str, line: str, tensors: Dict[str, Tensor]) -> None:
-        """Raises Finding if the outputs of one call are outside their bounds."""
+    def _compare_verdicts(
+        self, operation: str, line: str, first: Dict[str, Tensor], second: Dict[str, Tensor]
+    ) -> None:
+        """Raises Finding if the outputs of the second of two calls are outside their bounds, or if
+        no bound decides on them although one does on those of the first."""
+        result = self._judge_by_itself(operation, line, second)
+        if is_right(result):
+            return
+        if result["outcome"] != "inconclusive":
+            raise Finding(f"of two calls that differ, the second is wrong: {result['reason']}")
+        if is_right(self._judge_by_itself(operation, line, first)):
+            raise Finding(
+                "of two calls that differ, the first is right, and the second cannot be judged: "
+                + result["reason"]
+            )
+
+    def _judge_by_itself(
+        self, operation: str, line: str, tensors: Dict[str, Tensor]
+    ) -> Dict[str, Any]:
+        """The verdict on the inputs and outputs of one call."""
         record = " ".join([operation, *line.split()[1:]])
         options: Dict[str, Any] = {"rows": _ROWS_OF_A_SECOND_CALL, "evidence": "off"}
         if operation != "product":
             options["arithmetic"] = self.kernel._declared(tensors["q"].dtype)
             options["conventions"] = self.kernel.conventions
-        result = judge_record(record, tensors, power=False, **options)
-        # What cannot be judged is no finding; if the first call cannot be either, the case says so.
-        if not is_right(result) and result["outcome"] != "inconclusive":
-            raise Finding(f"of two calls that differ, the second is wrong: {result['reason']}")
+        return judge_record(record, tensors, power=False, **options)
 
     def _why(
         self,
