@@ -10,12 +10,6 @@
 namespace assay {
 namespace {
 
-struct Set {
-  std::vector<int> factors;
-  std::vector<char> covered;  // indexed by the mixed-radix code of the levels
-  std::size_t missing;
-};
-
 // Writes the levels of a combination into a row. The other places of the row stay open (-1).
 void put_combination(const std::vector<int>& factors, const std::vector<int>& levels,
                      std::size_t code, std::vector<int>& row) {
@@ -50,13 +44,6 @@ void for_each_excluded(const CoveringPlan& plan, const std::vector<int>& factors
   }
 }
 
-std::size_t number_of_tuple(const Set& s, const std::vector<int>& levels,
-                            const std::vector<int>& row) {
-  std::size_t code = 0;
-  for (int f : s.factors) code = code * usize(levels[usize(f)]) + usize(row[usize(f)]);
-  return code;
-}
-
 }  // namespace
 
 std::vector<std::vector<int>> all_sets(const std::vector<int>& factors, int strength) {
@@ -83,23 +70,56 @@ Combinations count_combinations(const CoveringPlan& plan) {
   return count;
 }
 
-std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint64_t seed) {
-  const std::size_t factors = plan.levels.size();
-  std::vector<Set> sets;
-  std::vector<std::vector<std::size_t>> sets_ending_at(factors);
+Coverage::Coverage(const CoveringPlan& plan) : plan_(plan) {
   for (const auto& members : plan.sets) {
     const std::size_t combinations = combinations_of(plan, members);
-    for (int f : members) sets_ending_at[usize(f)].push_back(sets.size());
-    sets.push_back({members, std::vector<char>(combinations, 0), combinations});
-    for_each_excluded(plan, members, combinations, [&](std::size_t code) {
-      sets.back().covered[code] = 1, --sets.back().missing;
-    });
+    Set& s = sets_.emplace_back(members, std::vector<char>(combinations, 0), combinations);
+    for_each_excluded(plan, members, combinations,
+                      [&](std::size_t code) { s.covered[code] = 1, --s.missing; });
   }
+}
+
+void Coverage::add(const std::vector<int>& row) {
+  for (Set& s : sets_) {
+    char& covered = s.covered[code_of(s, row)];
+    s.missing -= !covered;
+    covered = 1;
+  }
+}
+
+std::vector<Coverage::Combination> Coverage::missing() const {
+  std::vector<Combination> all;
+  for (std::size_t s = 0; s < sets_.size(); ++s)
+    for (std::size_t code = 0; code < sets_[s].covered.size(); ++code)
+      if (!sets_[s].covered[code]) all.push_back({s, code});
+  return all;
+}
+
+std::vector<int> Coverage::row_of(const Combination& c) const {
+  std::vector<int> row(plan_.levels.size(), -1);
+  put_combination(sets_[c.set].factors, plan_.levels, c.code, row);
+  return row;
+}
+
+std::size_t Coverage::code_of(const Set& s, const std::vector<int>& row) const {
+  std::size_t code = 0;
+  for (int f : s.factors) code = code * usize(plan_.levels[usize(f)]) + usize(row[usize(f)]);
+  return code;
+}
+
+std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint64_t seed) {
+  const std::size_t factors = plan.levels.size();
+  Coverage coverage(plan);
+  const std::vector<Coverage::Set>& sets = coverage.sets();
+  std::vector<std::vector<std::size_t>> sets_ending_at(factors);
+  for (std::size_t s = 0; s < sets.size(); ++s)
+    for (int f : sets[s].factors) sets_ending_at[usize(f)].push_back(s);
   SplitMix64 random(seed);
   std::vector<std::vector<int>> rows;
   for (;;) {
     const auto worst = std::max_element(
-        sets.begin(), sets.end(), [](const Set& a, const Set& b) { return a.missing < b.missing; });
+        sets.begin(), sets.end(),
+        [](const Coverage::Set& a, const Coverage::Set& b) { return a.missing < b.missing; });
     if (worst == sets.end() || worst->missing == 0) return rows;
     std::vector<int> best;
     std::size_t best_gain = 0;
@@ -127,7 +147,7 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
             if (sets[s].missing == 0) continue;
             const bool complete = std::all_of(sets[s].factors.begin(), sets[s].factors.end(),
                                               [&](int g) { return row[usize(g)] >= 0; });
-            if (complete && !sets[s].covered[number_of_tuple(sets[s], plan.levels, row)]) ++gain;
+            if (complete && !sets[s].covered[coverage.code_of(sets[s], row)]) ++gain;
           }
           if (gain > most || chosen < 0) most = gain, chosen = row[f];
         }
@@ -139,15 +159,11 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
         // one.
         continue;
       std::size_t gain = 0;
-      for (const Set& s : sets) gain += !s.covered[number_of_tuple(s, plan.levels, row)];
+      for (const Coverage::Set& s : sets) gain += !s.covered[coverage.code_of(s, row)];
       if (gain > best_gain) best_gain = gain, best = row;
     }
     if (best.empty()) throw std::logic_error("a combination of a covering array fits into no row");
-    for (Set& s : sets) {
-      char& covered = s.covered[number_of_tuple(s, plan.levels, best)];
-      s.missing -= !covered;
-      covered = 1;
-    }
+    coverage.add(best);
     rows.push_back(std::move(best));
   }
 }

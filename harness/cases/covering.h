@@ -26,6 +26,35 @@ struct Combinations {
 };
 Combinations count_combinations(const CoveringPlan& plan);
 
+// Which combinations of a plan occur in rows. Those that hold levels that cannot occur together
+// count as if they did.
+class Coverage {
+ public:
+  explicit Coverage(const CoveringPlan& plan);
+
+  // A combination of the levels of one set of the plan.
+  struct Combination {
+    std::size_t set, code;
+  };
+  void add(const std::vector<int>& row);
+  bool has(const Combination& c) const { return sets_[c.set].covered[c.code] != 0; }
+  std::vector<Combination> missing() const;
+  // The levels of the combination in their places; the others are open (-1).
+  std::vector<int> row_of(const Combination& c) const;
+
+  struct Set {
+    std::vector<int> factors;
+    std::vector<char> covered;  // indexed by the mixed-radix code of the levels
+    std::size_t missing;
+  };
+  const std::vector<Set>& sets() const { return sets_; }
+  std::size_t code_of(const Set& s, const std::vector<int>& row) const;
+
+ private:
+  const CoveringPlan& plan_;
+  std::vector<Set> sets_;
+};
+
 // Finds rows of levels, one level for each factor, that cover every combination of every set. The
 // search is greedy and seeded: the same arguments give the same rows on any machine. Throws
 // std::logic_error if a combination that must occur fits into no row.

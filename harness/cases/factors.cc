@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <set>
 #include <stdexcept>
 
 #include "problem/random.h"
@@ -40,35 +39,31 @@ class Possible {
 
   const std::vector<Factor>& factors() const { return factors_; }
 
-  // Leaves out the rows that the candidate declines, and adds rows with the pairs that are lost.
-  void fit(std::vector<Row>& rows) const {
-    if (has_.has_all()) return;
+  // Leaves out the rows that the candidate declines, and adds rows with the combinations that are
+  // lost. Returns the pairs of (factor, level) for which it found no row.
+  std::vector<std::vector<std::pair<int, int>>> fit(std::vector<Row>& rows,
+                                                    const CoveringPlan& plan) const {
+    if (has_.has_all()) return {};
     std::erase_if(rows, [&](const Row& row) { return !does(row); });
-    if (rows_.empty()) return;
-    std::set<Pair> met;
-    for (const Row& row : rows) meet(row, met);
-    for (std::size_t f = 0; f < factors_.size(); ++f)
-      for (std::size_t g = 0; g < f; ++g)
-        for (int a = 0; a < levels_of(f); ++a)
-          for (int b = 0; b < levels_of(g); ++b) {
-            if (met.contains({f, a, g, b})) continue;
-            const std::optional<Row> row = row_with({f, a, g, b});
-            if (!row) continue;
-            meet(*row, met);
-            rows.push_back(*row);
-          }
+    if (rows_.empty()) return {};
+    Coverage met(plan);
+    for (const Row& row : rows) met.add(row);
+    std::vector<std::vector<std::pair<int, int>>> impossible;
+    for (const Coverage::Combination& lost : met.missing()) {
+      if (met.has(lost)) continue;  // one of the rows that were added since holds it
+      const Row levels = met.row_of(lost);
+      if (const std::optional<Row> row = row_with(levels)) {
+        met.add(*row);
+        rows.push_back(*row);
+      } else if (met.sets()[lost.set].factors.size() == 2) {
+        std::vector<std::pair<int, int>>& pair = impossible.emplace_back();
+        for (const int f : met.sets()[lost.set].factors) pair.emplace_back(f, levels[usize(f)]);
+      }
+    }
+    return impossible;
   }
 
  private:
-  // Level a of factor f, and level b of factor g < f.
-  struct Pair {
-    std::size_t f;
-    int a;
-    std::size_t g;
-    int b;
-    auto operator<=>(const Pair&) const = default;
-  };
-
   int levels_of(std::size_t f) const { return static_cast<int>(factors_[f].levels.size()); }
 
   bool does(const Row& row) const {
@@ -133,19 +128,17 @@ class Possible {
     return row;
   }
 
-  // A row with both levels that the candidate does.
-  std::optional<Row> row_with(const Pair& p) const {
-    Row first = rows_[p.f][usize(p.a)], second = rows_[p.g][usize(p.b)];
-    first[p.g] = p.b;
-    if (does(first)) return first;
-    second[p.f] = p.a;
-    if (does(second)) return second;
+  // A row with these levels that the candidate does: one that has one of them, with the others
+  // changed. A level of -1 is open.
+  std::optional<Row> row_with(const Row& levels) const {
+    for (std::size_t f = 0; f < levels.size(); ++f) {
+      if (levels[f] < 0) continue;
+      Row row = rows_[f][usize(levels[f])];
+      for (std::size_t g = 0; g < levels.size(); ++g)
+        if (levels[g] >= 0) row[g] = levels[g];
+      if (does(row)) return row;
+    }
     return std::nullopt;
-  }
-
-  static void meet(const Row& row, std::set<Pair>& met) {
-    for (std::size_t f = 0; f < row.size(); ++f)
-      for (std::size_t g = 0; g < f; ++g) met.insert({f, row[f], g, row[g]});
   }
 
   std::vector<Factor> factors_, kept_;
@@ -200,7 +193,17 @@ std::vector<Row> array_of(const CoveringPlan& plan, std::uint64_t array_seed,
 std::vector<Case> cases_of(const Possible& possible, const CoveringPlan& plan,
                            std::uint64_t array_seed, const SuiteSeed& seed) {
   std::vector<Row> rows = array_of(plan, array_seed, seed);
-  possible.fit(rows);
+  CoveringPlan without = plan;
+  without.excluded = possible.fit(rows, plan);
+  // Where some pairs cannot be, an array that knows it has fewer rows with them, so that fewer of
+  // the other combinations are lost.
+  if (!without.excluded.empty()) {
+    without.excluded.insert(without.excluded.end(), plan.excluded.begin(), plan.excluded.end());
+    if (std::vector<Row> again = array_of(without, array_seed, seed); !again.empty()) {
+      possible.fit(again, without);
+      rows = std::move(again);
+    }
+  }
   std::vector<Case> cases;
   for (const Row& row : rows) {
     Case c;
