@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Cross-compiles the command for 64-bit Arm and runs the smoke, padding and products suites under qemu-user: the kernels' NEON
-# code under the same verdicts. The pages are those of the release build. Debian's arm64 libraries are unpacked into the build folder, not installed.
+# code under the same verdicts. The pages and the example are those of the release build. Debian's arm64 libraries are unpacked into the build folder, not installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$PWD/build/arm
@@ -20,8 +20,7 @@ flags=(-std=c++20 -O2 -ffp-contract=off -fno-math-errno -DASSAY_STD_THREADS=1 -D
   -I. -Iinclude -I"$out/include" -isystem "$out/root/usr/include/aarch64-linux-gnu" -idirafter /usr/include/eigen3 -idirafter /usr/include/flint -idirafter /usr/include)
 cmake -DOUT="$out/device_sources.cc" -DDIR=kernels/device -P kernels/device/embed.cmake
 cmake -DOUT="$out/include/cli/commit.h" -DSOURCE="$PWD" -DFLAGS=-O2 -P cli/commit.cmake
-cmake -DOUT="$out/kernel_project.cc" -DSOURCE="$PWD" -P cli/embed_kernel_project.cmake
-mapfile -t sources < <(find problem oracle kernels harness reports cli -name "*.cc" | sort; printf "%s\n" fuzz/jobs.cc build/release/reports/pages.cc "$out"/*.cc)
+mapfile -t sources < <(find problem oracle kernels harness reports cli -name "*.cc" | sort; printf "%s\n" fuzz/jobs.cc build/release/reports/pages.cc build/release/cli/kernel_project.cc "$out"/*.cc)
 printf '%s\n' "${sources[@]}" | xargs -P "$(nproc)" -I{} bash -c '
   object=$1/objects/$(echo "{}" | tr / _).o; shift
   [ "$object" -nt "{}" ] && [ -z "$(find problem oracle kernels harness reports cli include fuzz -name "*.h" -newer "$object" -print -quit)" ] || { echo "compiling {}"; aarch64-linux-gnu-g++ "$@" -c "{}" -o "$object"; }' _ "$out" "${flags[@]}"

@@ -417,7 +417,7 @@ class Pool {
       w->end();
       replace(w, Outcome::error, out_of_memory);
     } else if (text) {
-      take(w, from_json<CaseResult>(Json::parse(*text), "result of a worker"));
+      take(w, from_json<CaseResult>(parse_json(*text, "result of a worker"), "result of a worker"));
     } else if (!alive) {
       end_broken(w);
     }
