@@ -612,9 +612,10 @@ void ask_evidence(Verdict& v, const ProjectedAttention& problem, const Attention
 Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out,
               const Contract& contract, const JudgeOptions& options) {
   const auto judge_under = [&](const JudgeOptions& under) {
-    return judge_by({&contract, 1}, under, [&](const Contract& c, const JudgeOptions& o) {
-      return judge_bounds(problem, out, c, o);
-    });
+    return judge_by({&contract, 1}, problem, under,
+                    [&](const ProjectedAttention& p, const Contract& c, const JudgeOptions& o) {
+                      return judge_bounds(p, out, c, o);
+                    });
   };
   Verdict v = by_convention(problem, judge_under(options), options, judge_under);
   ask_evidence(v, problem, out, contract, {&contract, 1}, options);
@@ -625,9 +626,10 @@ Verdict judge_by_ladder(const ProjectedAttention& problem, const AttentionOutput
                         const JudgeOptions& options) {
   const std::vector<Contract> ladder = contract_ladder(problem.q.dtype, tile);
   const auto judge_under = [&](const JudgeOptions& under) {
-    return judge_by(ladder, under, [&](const Contract& c, const JudgeOptions& o) {
-      return judge_bounds(problem, out, c, o);
-    });
+    return judge_by(ladder, problem, under,
+                    [&](const ProjectedAttention& p, const Contract& c, const JudgeOptions& o) {
+                      return judge_bounds(p, out, c, o);
+                    });
   };
   Verdict v = by_convention(problem, judge_under(options), options, judge_under);
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);

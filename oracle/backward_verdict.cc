@@ -229,9 +229,10 @@ Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& i
                        const AttentionGradients& out, const Contract& contract,
                        const JudgeOptions& options) {
   Verdict v = gradients_by_convention(problem, input, options, [&](const JudgeOptions& under) {
-    return judge_by({&contract, 1}, under, [&](const Contract& c, const JudgeOptions& o) {
-      return judge_bounds(problem, input, out, c, o);
-    });
+    return judge_by({&contract, 1}, problem, under,
+                    [&](const Attention& p, const Contract& c, const JudgeOptions& o) {
+                      return judge_bounds(p, input, out, c, o);
+                    });
   });
   ask_evidence(v, problem, input, out, contract, {&contract, 1}, options);
   return v;
@@ -260,9 +261,10 @@ Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwa
                                  const AttentionGradients& out, const JudgeOptions& options) {
   const std::vector<Contract> ladder = backward_ladder(problem.q.dtype, 64, problem.shape.group());
   Verdict v = gradients_by_convention(problem, input, options, [&](const JudgeOptions& under) {
-    return judge_by(ladder, under, [&](const Contract& c, const JudgeOptions& o) {
-      return judge_bounds(problem, input, out, c, o);
-    });
+    return judge_by(ladder, problem, under,
+                    [&](const Attention& p, const Contract& c, const JudgeOptions& o) {
+                      return judge_bounds(p, input, out, c, o);
+                    });
   });
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
   ask_evidence(v, problem, input, out, ladder.front(), {first, ladder.end()}, options);

@@ -139,29 +139,59 @@ Contract flushing(const Conventions& conventions, const Contract& contract, Oper
   return flushes;
 }
 
-Verdict judge_by(std::span<const Contract> contracts, const JudgeOptions& options,
-                 const JudgeContract& judge) {
-  const auto with = [&](Operands operands, const JudgeOptions& under) {
+std::unique_ptr<ZeroedInputs> zeroed_inputs(const ProjectedAttention& p) {
+  const auto is_lost = [](double x) { return x != 0 && std::fabs(x) < safety::least_normal; };
+  auto zeroed = std::make_unique<ZeroedInputs>(p);
+  for (TensorView Attention::* member : {&Attention::q, &Attention::k, &Attention::v}) {
+    TensorView& t = zeroed->problem.*member;
+    const auto [batch, heads, length, columns] = t.shape;
+    bool any = false;
+    for_each_index(t.shape, [&](Index b, Index h, Index i, Index j) {
+      any = any || is_lost(load(t, t.at(b, h, i, j)));
+    });
+    if (!any) continue;
+    const Layout dense{{heads * length * columns, length * columns, columns, 1},
+                       0,
+                       batch * heads * length * columns};
+    const TensorView to = zeroed->tensors.emplace_back(t.dtype, t.shape, dense).view();
+    for_each_index(t.shape, [&](Index b, Index h, Index i, Index j) {
+      const double x = load(t, t.at(b, h, i, j));
+      store(to, to.at(b, h, i, j), is_lost(x) ? 0 : x);
+    });
+    t = to;
+  }
+  if (zeroed->tensors.empty()) return nullptr;
+  return zeroed;
+}
+
+Verdict judge_by(std::span<const Contract> contracts, const ProjectedAttention& problem,
+                 const JudgeOptions& options, const JudgeContract& judge) {
+  const auto with = [&](const ProjectedAttention& p, Operands operands, const JudgeOptions& under) {
     const auto judge_one = [&](const Contract& c, const JudgeOptions& o) {
-      return judge(flushing(o.conventions, c, operands), o);
+      return judge(p, flushing(o.conventions, c, operands), o);
     };
     return contracts.size() == 1 ? judge_one(contracts.front(), under)
                                  : climb(contracts, under, judge_one);
   };
   if (options.conventions.of<Subnormals>() != Subnormals::flushed)
-    return with(Operands::flushed, options);
+    return with(problem, Operands::flushed, options);
   JudgeOptions quiet = options;
   quiet.judged = nullptr;
-  Operands chosen = Operands::flushed;
-  Verdict v = with(chosen, quiet);
-  if (v.outcome == Outcome::inconclusive) {
-    Verdict read = with(Operands::read, quiet);
-    if (read.outcome == Outcome::pass || read.outcome == Outcome::suspect) {
-      v = std::move(read);
-      chosen = Operands::read;
-    }
+  const Verdict v = with(problem, Operands::flushed, quiet);
+  const auto told = [&](const ProjectedAttention& p, Operands operands, const Verdict& found) {
+    return options.judged ? with(p, operands, options) : found;
+  };
+  if (v.outcome != Outcome::inconclusive) return told(problem, Operands::flushed, v);
+  const auto is_right = [](const Verdict& w) {
+    return w.outcome == Outcome::pass || w.outcome == Outcome::suspect;
+  };
+  const Verdict read = with(problem, Operands::read, quiet);
+  if (is_right(read)) return told(problem, Operands::read, read);
+  if (const std::unique_ptr<ZeroedInputs> zeroed = zeroed_inputs(problem)) {
+    const Verdict of_zeroed = with(zeroed->problem, Operands::read, quiet);
+    if (is_right(of_zeroed)) return told(zeroed->problem, Operands::read, of_zeroed);
   }
-  return options.judged ? with(chosen, options) : v;
+  return told(problem, Operands::flushed, v);
 }
 
 bool ZeroTimesNan::of_masked(Index h, Index row, Index c) {

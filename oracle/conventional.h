@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -39,12 +41,23 @@ enum class Operands : std::uint8_t { flushed, read };
 Contract flushing(const Conventions& conventions, const Contract& contract,
                   Operands operands = Operands::flushed);
 
+// The problem with 0 in the place of the subnormal numbers of its tensors, as units of processors
+// read them that multiply bf16. Null where it has none.
+struct ZeroedInputs {
+  ProjectedAttention problem;
+  std::deque<Tensor> tensors;
+};
+std::unique_ptr<ZeroedInputs> zeroed_inputs(const ProjectedAttention& p);
+
 // The verdict under the one contract, or that of climb(). Where subnormals may be flushed and
 // nothing can be judged, because a lost operand counts as much as the numbers that it is multiplied
-// with, outputs that are right for a kernel which reads subnormal operands are right.
-using JudgeContract = std::function<Verdict(const Contract&, const JudgeOptions&)>;
-Verdict judge_by(std::span<const Contract> contracts, const JudgeOptions& options,
-                 const JudgeContract& judge);
+// with, outputs that are right for a kernel which reads subnormal operands are right, and so are
+// those that are right for one that reads subnormal inputs as 0 and all other operands as they are.
+// `judge` is given the problem, the second time with zeroed inputs.
+using JudgeContract =
+    std::function<Verdict(const ProjectedAttention&, const Contract&, const JudgeOptions&)>;
+Verdict judge_by(std::span<const Contract> contracts, const ProjectedAttention& problem,
+                 const JudgeOptions& options, const JudgeContract& judge);
 
 // Whether 0 times a NaN or an infinity of a key could reach the outputs of a row.
 class ZeroTimesNan {

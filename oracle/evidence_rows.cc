@@ -7,6 +7,7 @@
 #include <set>
 
 #include "oracle/row_sample.h"
+#include "oracle/shares.h"
 #include "problem/parallel.h"
 
 namespace assay {
@@ -239,7 +240,8 @@ double typical_of_row(const std::vector<RowMajor>& errors, Index row, double flo
   const Eigen::MatrixXd products = rows.transpose() * rows;
   const double square = products.trace();
   if (!std::isfinite(square)) return inf;
-  const double rms = std::sqrt(square / static_cast<double>(count * columns));
+  const double rms = std::sqrt(
+      typical_squares(products.diagonal().array().transpose() / static_cast<double>(columns))(0));
   // The replicates are nearly exact here, by chance. A right kernel need not be.
   constexpr double exact_by_luck = 0x1p-12, typical_of_bound = 0x1p-4;
   if (!(rms > exact_by_luck * bound) && std::isfinite(bound))

@@ -27,6 +27,12 @@ struct FilterAnswers {
   }
 };
 
+// What is typical of squares, each row those of all replicates: their mean, and no less than a
+// quarter of the largest. A right kernel computes in one way, which may be the one that errs most.
+inline Eigen::ArrayXd typical_squares(const Eigen::ArrayXXd& squares) {
+  return squares.rowwise().mean().max(squares.rowwise().maxCoeff() / 4);
+}
+
 // The shares of one kind of fault, by an index: a key, a lane, a tile or a distance. Each share is
 // a sum over rows. The same sums over the errors of replicates show how large a share can be by
 // chance.
@@ -60,7 +66,7 @@ class Shares {
   // not taken to be less than what is usual among all.
   template <class Name>
   void answer(FilterAnswers& answers, double least, const Name& name) const {
-    const Eigen::ArrayXd square = chance_.square().rowwise().mean();
+    const Eigen::ArrayXd square = typical_squares(chance_.square());
     double ratio = 0, asked = 0;
     for (Index at = 0; at < size(); ++at)
       if (denominator_(at) > 0) ratio += square(at) / denominator_(at), ++asked;

@@ -459,6 +459,45 @@ TEST(Conventions, FlushedOutputsAreHeldToTheLeastNormalNumber) {
   EXPECT_EQ(v.outcome, Outcome::fail) << v.reason;
 }
 
+// A processor that reads subnormal inputs as 0 has scores of 0 where ours are small, because the
+// other factors are near the largest number. Beside these, an arithmetic that loses any operand may
+// give anything; what this one gives is known.
+TEST(Conventions, SubnormalInputsMayBeReadAs0) {
+  const char* line =
+      "attention b=1 h=1 l=2x5 d=128/96 dtype=f32 causal offset=end scores=near-overflow "
+      "values=one-hot seed=268";
+  const Case c = parse_case(line);
+  const Inputs in(c), zeroed(c);
+  Index lost = 0;
+  for (const TensorView& t : {zeroed.problem.q, zeroed.problem.k, zeroed.problem.v})
+    for_each_index(t.shape, [&](Index b, Index h, Index i, Index d) {
+      const Index at = t.at(b, h, i, d);
+      if (load(t, at) == 0 || std::fabs(load(t, at)) >= 0x1p-126) return;
+      store(t, at, 0);
+      ++lost;
+    });
+  EXPECT_GT(lost, 0);
+  const auto judge_outputs = [&](double error, const Conventions& declared) {
+    const Outputs out(c);
+    EXPECT_TRUE(make_candidate("host")->run({ForwardCall{zeroed.problem, out.view()}, 1}).ok());
+    const Index at = out.o.view().at(0, 0, 1, 90);
+    store(out.o.view(), at, load(out.o.view(), at) + error);
+    JudgeOptions options;
+    options.conventions = declared;
+    return judge_by_ladder(in.problem, out.view(), 64, options);
+  };
+  const Verdict v = judge_outputs(0, {});
+  EXPECT_EQ(v.outcome, Outcome::convention) << v.reason;
+  EXPECT_EQ(v.differs.of<Subnormals>(), Subnormals::flushed);
+  Conventions flushed;
+  flushed.declare(Subnormals::flushed);
+  EXPECT_THAT(judge_outputs(0, flushed), Passes());
+  EXPECT_THAT(judge_outputs(0, Conventions::ours()), FailsWith("LSE is outside its bound"));
+  // What reading inputs as 0 does not explain is not right.
+  EXPECT_THAT(judge_outputs(0.01, {}), FailsWith("LSE is outside its bound"));
+  EXPECT_THAT(judge_outputs(0.01, flushed), Fails());
+}
+
 // One element of one masked row decides.
 TEST(Conventions, EveryMaskedRowMustFollowTheConvention) {
   const char* line = "attention b=1 h=2 l=6x12 d=4 starts=12";
