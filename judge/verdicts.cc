@@ -11,6 +11,7 @@
 #include "harness/records/record.h"
 #include "judge/callback.h"
 #include "judge/pages.h"
+#include "oracle/product.h"
 
 using namespace assay;
 using namespace assay::judging;
@@ -25,19 +26,20 @@ struct Options {
   VerifyOptions verify;
 };
 
-// The declared arithmetic of a kernel of attention in this dtype.
-std::optional<Contract> contract_of(const Options& o, bool product, Dtype dtype) {
+// The declared arithmetic of a kernel. `dtype` is that of Q or A; of a low-bit A it is f32.
+std::optional<Arithmetic> arithmetic_of(const Options& o, bool product, Dtype dtype) {
   if (!o.arithmetic) return std::nullopt;
-  if (product) throw Refused("arithmetic says how attention is computed, and this is a product");
+  if (product) return declared_product_contract(*o.arithmetic, dtype);
   return declared_contract(*o.arithmetic, dtype);
 }
 
 // The same for a candidate that is given one case.
-std::map<Dtype, Contract> contracts_of(const Options& o, const Case& c) {
-  const std::optional<Contract> declared =
-      contract_of(o, c.operation == Operation::product, c.dtype);
+std::map<Dtype, Arithmetic> contracts_of(const Options& o, const Case& c) {
+  const bool product = c.operation == Operation::product;
+  const Dtype dtype = product && c.product.a_format ? Dtype::f32 : c.dtype;
+  const std::optional<Arithmetic> declared = arithmetic_of(o, product, dtype);
   if (!declared) return {};
-  return {{c.dtype, *declared}};
+  return {{dtype, *declared}};
 }
 
 Conventions conventions_of(const char* text) {
@@ -157,7 +159,9 @@ CaseResult judge_with(const Case& c, NamedCandidate::Facts facts, NamedCandidate
 CaseResult verified(const RecordFile& file, const std::string& name, const Options& o) {
   const Record r = file.read(name);
   VerifyOptions verifying = o.verify;
-  verifying.contract = contract_of(o, r.operation == Operation::product, r.problem.q.dtype);
+  const bool product = r.operation == Operation::product;
+  verifying.arithmetic =
+      arithmetic_of(o, product, product ? dtype_of_a(r.product) : r.problem.q.dtype);
   return verify(file, r, verifying);
 }
 

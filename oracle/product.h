@@ -14,6 +14,9 @@
 
 namespace assay {
 
+// The dtype of A; f32 if A is low-bit.
+inline Dtype dtype_of_a(const Product& p) { return p.a_low ? Dtype::f32 : p.a.dtype; }
+
 // The contracts that are tried for a kernel that declares none, the strictest first.
 std::vector<ProductContract> product_ladder(const Product& p);
 

@@ -160,7 +160,7 @@ void judge_columns(const Product& p, const TensorView& c, const ProductContract&
 }  // namespace
 
 std::vector<ProductContract> product_ladder(const Product& p) {
-  const Dtype a = p.a_low ? Dtype::f32 : p.a.dtype;
+  const Dtype a = dtype_of_a(p);
   std::vector<ProductContract> ladder;
   const auto add = [&](std::string name, ProductOrder order, double roundoff) -> ProductContract& {
     ProductContract& c = ladder.emplace_back();

@@ -241,20 +241,6 @@ TEST(Judge, EvidenceFailsWarnsOrIsOff) {
   EXPECT_EQ(judge_as(c, coarse, ASSAY_EVIDENCE_OFF)["outcome"], "pass");
 }
 
-TEST(Judge, AProductHasNoArithmeticOfAttention) {
-  assay_judge_options options;
-  assay_judge_options_init(&options);
-  options.arithmetic = "tile=32";
-  std::vector<float> c(2 * 3);
-  assay_named_tensor t = named("c", c.data(), ASSAY_FLOAT, 32, {2, 3});
-  t.tensor.rank = 2;
-  t.tensor.strides[0] = 3;
-  t.tensor.strides[1] = 1;
-  expect_refused(
-      ask(assay_judge_tensors, "product m=2 n=3 k=32 w=mxfp4", &t, std::int64_t{1}, &options),
-      "and this is a product");
-}
-
 // Two sequences of 5 and 2 tokens in pages of two slots. All scores are equal, so O is a mean of V.
 struct Pages {
   std::vector<float> q = std::vector<float>(2 * 4, 0), k = std::vector<float>(6 * 2 * 4, 1),
@@ -700,6 +686,33 @@ TEST(Judge, OptionsThatAreWrongAreRefused) {
   expect_refused(arithmetic("exp_ulp="), "'exp_ulp=' has no number");
   expect_refused(arithmetic("exp_ulp=nan"), "exp_ulp = nan is outside [0.5, 1e+06]");
   expect_refused(arithmetic("weight_bits=8"), "8 bits");
+}
+
+TEST(Judge, TheArithmeticOfAProductIsDeclaredByFieldsOrByItsRung) {
+  std::vector<float> c(2 * 3);
+  assay_named_tensor t = named("c", c.data(), ASSAY_FLOAT, 32, {2, 3});
+  t.tensor.rank = 2;
+  t.tensor.strides[0] = 3;
+  t.tensor.strides[1] = 1;
+  const auto judged = [&](const char* text) {
+    assay_judge_options o;
+    assay_judge_options_init(&o);
+    o.arithmetic = text;
+    return ask(assay_judge_tensors, "product m=2 n=3 k=32 w=mxfp4", &t, std::int64_t{1}, &o).text;
+  };
+  EXPECT_THAT(judged("order=2 largest=65504"), HasSubstr("declared: order=2 largest=65504"));
+  EXPECT_THAT(judged("fp32 sums, any order"), HasSubstr("\"contract\":\"fp32 sums, any order\""));
+  for (const auto& [text, words] : std::map<std::string, std::string>{
+           {"fp16 sums, any order", "none for f32: fp32 sums by group, any order; "},
+           {"tile=4", "'tile=4' is no FIELD=NUMBER; the fields are roundoff, largest, order"},
+           {"reserved=1", "'reserved=1' is no FIELD=NUMBER"},
+           {"order=3", "order = 3 is outside [0, 2]"},
+           {"order=-1", "order = -1 is outside [0, 2]"},
+           {"order=1 block=8", "order = 1 goes with neither block"},
+           {"order=2 weight_bits=16", "order = 2 goes with neither block"},
+           {"weight_bits=4", "4 bits"},
+           {"roundoff=0", "roundoff = 0 is outside"}})
+    EXPECT_THAT(judged(text.c_str()), HasSubstr(words)) << text;
 }
 
 TEST(Judge, TensorsThatAreWrongAreRefused) {

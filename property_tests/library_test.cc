@@ -105,6 +105,23 @@ TEST_F(Library, AForgedNoteOfACrashIsNoVerdict) {
   EXPECT_THAT(leaves.output, HasSubstr("the library's process exited with status 7 in forward"));
 }
 
+// What is declared of products has limits of its own. A right declaration is the contract.
+TEST_F(Library, TheDeclaredArithmeticOfProductsIsTheContract) {
+  const std::string line = "--explain --case 'product m=3 n=5 k=32 w=mxfp4'";
+  const Ran zeros = check(built("none"), line);
+  EXPECT_EQ(zeros.status, 1) << zeros.output;
+  EXPECT_THAT(zeros.output, HasSubstr("contract: a misbehaving kernel, as its library declares it "
+                                      "(sums 2^-24 by group in order)\n"));
+  for (const auto& [mistake, words] : std::map<std::string, std::string>{
+           {"cannot_multiply_so",
+            "the library declares an arithmetic that cannot be: order = 2 goes with neither block"},
+           {"tells_no_arithmetic", "the library's arithmetic function answered "}}) {
+    const Ran r = check(built(mistake), line);
+    EXPECT_EQ(r.status, 1) << mistake << ": " << r.output;
+    EXPECT_THAT(r.output, HasSubstr(words)) << mistake;
+  }
+}
+
 // The numbers of what is declared are told, and are fields of the result.
 TEST_F(Library, TheDeclaredArithmeticIsToldWithItsNumbers) {
   const std::string json = folder_ / "told.json";

@@ -30,6 +30,8 @@ enum {
   refuses,
   fails,
   cannot_compute_so,
+  cannot_multiply_so,
+  tells_no_arithmetic,
   reads_on,
   crashes_when_asked,
   has_no_table,
@@ -441,6 +443,15 @@ static assay_status product(const assay_tensor* a, const assay_low_bit* w, const
   return ASSAY_SUCCESS;
 }
 
+static assay_status product_arithmetic(int32_t variant, const assay_tensor* a,
+                                       const assay_low_bit* a_low, const assay_low_bit* w,
+                                       const assay_dtype* output, assay_product_arithmetic* sums) {
+  (void)variant, (void)a, (void)a_low, (void)w, (void)output;
+  sums->order = ASSAY_SUMS_BY_GROUP_IN_ORDER;
+  if (MISTAKE == cannot_multiply_so) sums->block = 16;
+  return MISTAKE == tells_no_arithmetic ? ASSAY_EXECUTION_FAILED : ASSAY_SUCCESS;
+}
+
 static assay_status decode(const assay_attention* p, const assay_pages* pages,
                            const assay_tensor* o, const assay_tensor* lse, const assay_run* run) {
   (void)o, (void)lse, (void)run;
@@ -463,6 +474,7 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   table.forward = MISTAKE == has_no_function ? NULL : forward;
   table.supports_product = supports_product;
   table.product = MISTAKE == has_no_function ? NULL : product;
+  table.product_arithmetic = product_arithmetic;
   if (MISTAKE == reads_beyond_its_table) table.decode = decode;
 #ifdef VARIANTS
   table.variant_count = 4;
@@ -497,6 +509,7 @@ void keep_them(void);
 void keep_them(void) {
   (void)supports, (void)arithmetic, (void)workspace, (void)forward, (void)tell,
       (void)supports_product, (void)product, (void)decode, (void)supports_variant,
-      (void)supports_product_variant, (void)arithmetic_variant, (void)workspace_variant;
+      (void)supports_product_variant, (void)arithmetic_variant, (void)workspace_variant,
+      (void)product_arithmetic;
 }
 #endif

@@ -29,9 +29,10 @@ enum {
   softcap = 1024,
   documents = 2048,
   scaled = 4096,
-  strided = 8192,       /* any strides; otherwise the last dimension is contiguous */
-  head_dims = 16384,    /* D and Dv may differ */
-  sink_gradient = 32768 /* the backward pass of a kernel with sinks gives dSink */
+  strided = 8192,        /* any strides; otherwise the last dimension is contiguous */
+  head_dims = 16384,     /* D and Dv may differ */
+  sink_gradient = 32768, /* the backward pass of a kernel with sinks gives dSink */
+  batched = 65536        /* products of a batch in one call */
 };
 enum { forward_only, with_backward, backward_only, decoder, multiplier };
 enum { any_rows, one_row, as_many_rows };
@@ -127,10 +128,12 @@ static const kind kinds[] = {
      "scale-by-shift group-of-the-row keeps-scales"},
     {"mxfp8-bf16", "products", multiplier, -16, 0, 0, any_rows, 0, 0, ASSAY_MXFP8_E4M3, 0,
      "scale-by-shift group-of-the-row"},
+    {"batched-mxfp4-f32", "products", multiplier, 32, 0, batched, any_rows, 0, 0, ASSAY_MXFP4, 1,
+     "first-of-the-batch scales-of-the-first dense-batches last-forgotten"},
     {"int8-f32", "products", multiplier, 32, 0, 0, any_rows, 0, 0, ASSAY_INT8, 0,
      "one-row-one-group zero-forgotten keeps-weights"},
-    {"int4-f16", "products", multiplier, 16, 0, 0, any_rows, 0, 0, ASSAY_INT4, 0,
-     "one-row-one-group zero-forgotten"},
+    {"int4-f16", "products", multiplier, 16, 0, 0, any_rows, 0, 0, ASSAY_INT4, 1,
+     "one-row-one-group zero-forgotten rounds-weights"},
 };
 
 #ifdef LIST
@@ -183,6 +186,11 @@ int main(void) {
   X(group_of_the_row, "group-of-the-row")                 \
   X(one_row_one_group, "one-row-one-group")               \
   X(zero_forgotten, "zero-forgotten")                     \
+  X(rounds_weights, "rounds-weights")                     \
+  X(first_of_the_batch, "first-of-the-batch")             \
+  X(scales_of_the_first, "scales-of-the-first")           \
+  X(dense_batches, "dense-batches")                       \
+  X(last_forgotten, "last-forgotten")                     \
   X(keeps_the_mask, "keeps-the-mask")                     \
   X(keeps_the_lengths, "keeps-the-lengths")               \
   X(keeps_the_slopes, "keeps-the-slopes")                 \
@@ -765,20 +773,53 @@ static float weight(const assay_low_bit* w, int64_t k, int64_t n, int64_t m_rows
   }
 }
 
-static assay_status product(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c,
-                            const assay_run* run) {
-  assay_low_bit as_before = *w;
+static float multiplied(const assay_low_bit* w, int64_t k, int64_t n, int64_t m_rows) {
+  const float exact = weight(w, k, n, m_rows);
+  return is(rounds_weights) ? (float)(_Float16)exact : exact;
+}
+
+static void multiply(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c,
+                     int64_t b) {
   int64_t m, n, k;
-  (void)run;
-  if (is(keeps_weights)) as_before.codes = kept(w->codes, (size_t)(w->k * w->n));
-  if (is(keeps_scales)) as_before.scales = kept(w->scales, (size_t)((w->k + 31) / 32 * w->n));
-  w = &as_before;
   for (m = 0; m < c->shape[2]; ++m)
     for (n = 0; n < c->shape[3]; ++n) {
       float sum = 0;
-      for (k = 0; k < w->k; ++k) sum += load(a, at(a, 0, 0, m, k)) * weight(w, k, n, c->shape[2]);
-      store(c, at(c, 0, 0, m, n), sum);
+      for (k = 0; k < w->k; ++k)
+        sum += load(a, at(a, b, 0, m, k)) * multiplied(w, k, n, c->shape[2]);
+      store(c, at(c, b, 0, m, n), sum);
     }
+}
+
+static assay_status product(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c,
+                            const assay_run* run) {
+  assay_low_bit as_before = *w;
+  (void)run;
+  if (is(keeps_weights)) as_before.codes = kept(w->codes, (size_t)(w->k * w->n));
+  if (is(keeps_scales)) as_before.scales = kept(w->scales, (size_t)((w->k + 31) / 32 * w->n));
+  multiply(a, &as_before, c, 0);
+  return ASSAY_SUCCESS;
+}
+
+static assay_status product_batch(int64_t batch, const assay_tensor* a, const assay_low_bit* a_low,
+                                  const assay_low_bit* w, const assay_tensor* c,
+                                  const assay_run* run) {
+  int64_t b;
+  (void)a_low, (void)run;
+  for (b = 0; b < batch - is(last_forgotten); ++b) {
+    assay_low_bit matrix = w[is(first_of_the_batch) ? 0 : b];
+    assay_tensor from = *a;
+    if (is(scales_of_the_first)) matrix.scales = w[0].scales;
+    if (is(dense_batches)) from.strides[0] = a->shape[2] * a->strides[2];
+    multiply(&from, &matrix, c, b);
+  }
+  return ASSAY_SUCCESS;
+}
+
+/* What assay_product_arithmetic_init says: products of unrounded weights, summed in fp32. */
+static assay_status product_arithmetic(int32_t variant, const assay_tensor* a,
+                                       const assay_low_bit* a_low, const assay_low_bit* w,
+                                       const assay_dtype* output, assay_product_arithmetic* sums) {
+  (void)variant, (void)a, (void)a_low, (void)w, (void)output, (void)sums;
   return ASSAY_SUCCESS;
 }
 
@@ -814,6 +855,7 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
     table.variant_count = atoi(getenv("ASSAY_PARTIAL_VARIANTS"));
   if (habit == gradients_later) table.supports_variant = supports_variant;
   if (now->declares) table.arithmetic = arithmetic;
+  if (now->declares) table.product_arithmetic = product_arithmetic;
   table.no_lse = now->no_lse;
   table.supports = supports;
   table.supports_product = supports_product;
@@ -822,6 +864,7 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   table.no_d_sink = !has(sink_gradient);
   if (now->operation == decoder) table.decode = decode;
   if (now->operation == multiplier) table.product = product;
+  if (has(batched)) table.product_batch = product_batch;
   return &table;
 }
 

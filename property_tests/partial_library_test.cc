@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+#include <string>
 #include <tuple>
 
 #include "property_tests/kernel_library.h"
@@ -53,6 +55,34 @@ TEST_F(PartialLibrary, GradientsAloneAreJudgedOnOurOAndLse) {
   const Ran forward = judged("gradients-f32", "attention b=1 h=1 l=9x24 d=16");
   EXPECT_EQ(forward.status, 2) << forward.output;
   EXPECT_THAT(forward.output, HasSubstr("unsupported: no forward pass"));
+}
+
+// The ladder forgives weights that are rounded to the dtype of A. A kernel that declares that it
+// rounds none is held to that.
+TEST_F(PartialLibrary, ADeclaredProductIsHeldToItsArithmetic) {
+  const std::string line = "product m=9 n=24 k=256 w=int4:64 dtype=f16";
+  const Ran right = judged("int4-f16", line);
+  EXPECT_EQ(right.status, 0) << right.output;
+  const Ran wrong = judged("int4-f16", line, "rounds-weights");
+  EXPECT_EQ(wrong.status, 1) << wrong.output;
+  EXPECT_THAT(wrong.output, HasSubstr("int4-f16, as its library declares it"));
+  EXPECT_THAT(wrong.output, HasSubstr("fail, "));
+}
+
+// Each product of a batch has weights of its own, and A may have any stride from one to the next.
+TEST_F(PartialLibrary, EveryProductOfABatchIsJudged) {
+  const std::string line = "product m=5 n=24 k=96 w=mxfp4 layout=a:padded,c:strided";
+  const Ran right = judged("batched-mxfp4-f32", line);
+  EXPECT_EQ(right.status, 0) << right.output;
+  for (const auto& [fault, words] : std::map<const char*, const char*>{
+           {"first-of-the-batch", "product 1 of a batch of 3: C is "},
+           {"scales-of-the-first", "product 1 of a batch of 3: C is "},
+           {"dense-batches", "product 1 of a batch of 3: C is "},
+           {"last-forgotten", "product 2 of a batch of 3: C was not written: "}}) {
+    const Ran wrong = judged("batched-mxfp4-f32", line, fault);
+    EXPECT_EQ(wrong.status, 1) << fault << wrong.output;
+    EXPECT_THAT(wrong.output, HasSubstr(std::string("relation batch violated: ") + words)) << fault;
+  }
 }
 
 // A forward pass without LSE is judged where attention is asked, and its backward pass on our O and

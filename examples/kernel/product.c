@@ -83,6 +83,16 @@ static assay_status product_low_bit(const assay_low_bit* a, const assay_low_bit*
   return ASSAY_SUCCESS;
 }
 
+/* What a product is held to: one sum in fp32, as the struct says already. Of a and a_low, one is
+ * NULL. */
+static assay_status product_arithmetic(int32_t variant, const assay_tensor* a,
+                                       const assay_low_bit* a_low, const assay_low_bit* w,
+                                       const assay_dtype* output, assay_product_arithmetic* sums) {
+  (void)variant, (void)a, (void)a_low, (void)w, (void)output;
+  sums->order = ASSAY_SUMS_IN_ANY_ORDER;
+  return ASSAY_SUCCESS;
+}
+
 const assay_kernel* assay_kernel_entry(uint32_t version) {
   static assay_kernel table;
   if (version < ASSAY_VERSION) return NULL;
@@ -91,5 +101,6 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   table.product = product;
   table.supports_low_bit = supports_low_bit;
   table.product_low_bit = product_low_bit;
+  table.product_arithmetic = product_arithmetic;
   return &table;
 }

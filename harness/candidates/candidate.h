@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <variant>
@@ -115,6 +116,7 @@ struct Abilities {
   bool own_process = false;
   bool at_once = false;  // two threads may call it at once, and run_at_once() does so
   bool pages = false;    // its cached calls read pages behind a table, which others may fill
+  bool batches = false;  // it computes several products in one call
 };
 
 // What the process of a candidate holds: bytes that its allocator has given away, bytes that are in
@@ -172,6 +174,13 @@ class Candidate {
   int variant_ = 0;
 };
 
+// Products of one shape and format, in one call. Those with an A in f32, f16 or bf16 read it from
+// `a` [B, 1, M, K]; C is [B, 1, M, N].
+struct ProductBatch {
+  std::span<const Product> products;
+  TensorView a, c;
+};
+
 // What can be asked of a candidate of somebody else, which has a process of its own.
 class Guest {
  public:
@@ -188,6 +197,10 @@ class Guest {
   // many times. Stops when an output differs from that of the call alone; the outputs are as they
   // are then. Only if abilities() say so. Throws CandidateError and CandidateDeclined.
   virtual kernels::Status run_at_once(const Request& one, const Request& other, int rounds) = 0;
+  // Why it does not compute this batch; empty if it does.
+  virtual std::string declines(const ProductBatch& batch) const = 0;
+  // Computes it, only if abilities() say so. Throws CandidateError.
+  virtual kernels::Status run(const ProductBatch& batch, const kernels::Execution& how) = 0;
   // The calls that no kernel can answer and that can be made of a call, by name.
   virtual std::vector<std::string> wrong_calls(const Call& call) const = 0;
   // Makes such a call. Returns what is wrong with it and sets `answer`, or returns an empty text if

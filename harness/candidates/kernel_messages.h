@@ -41,14 +41,16 @@ struct KernelResponse {
   std::int32_t forward = 0, backward = 0, product = 0, product_low_bit = 0, decode = 0,
                quantize = 0, dequantize = 0, cache = 0, append = 0, scale_rule = 0, lse = 0,
                probes = 0, workspace_function = 0, not_reentrant = 0, variant_count = 0,
-               variants_differ = 0, d_lse = 0, no_d_sink = 0, flushes = 0;
+               variants_differ = 0, d_lse = 0, no_d_sink = 0, flushes = 0, product_batch = 0;
   std::int32_t has_arithmetic = 0, arithmetic_status = 0;
   std::uint64_t invariant_to = 0;
   assay_conventions conventions{};
   assay_stage stage{};
   std::uint64_t workspace = 0;
   UsedMemory memory{};
+  // Of an answer about a product, the one for products counts.
   assay_arithmetic arithmetic{};
+  assay_product_arithmetic product_arithmetic{};
   char text[1024] = "";  // a reason, a name, or why the library cannot be used
 };
 

@@ -68,6 +68,7 @@ const char* name_of_operation(int operation) {
     case quantize_operation: return "quantize";
     case dequantize_operation: return "dequantize";
     case append_operation: return "append";
+    case batch_operation: return "product_batch";
     default: return "product";
   }
 }
@@ -319,6 +320,7 @@ void KernelProcess::start() {
             .reentrant = response.not_reentrant == 0,
             .d_lse = response.d_lse != 0,
             .d_sink = response.no_d_sink == 0,
+            .product_batch = response.product_batch != 0,
             .flushes = response.flushes != 0,
             .variants = std::max(1, response.variant_count),
             .variants_differ = response.variants_differ != 0,
@@ -475,7 +477,8 @@ KernelProcess::Answer KernelProcess::ask(KernelCall& call, int operation,
     if (response.arithmetic_status != ASSAY_SUCCESS && answer.finding.empty())
       answer.finding =
           fmt::format("the library's arithmetic function answered {}", response.arithmetic_status);
-    answer.arithmetic = response.arithmetic;
+    if (operation == ASSAY_PRODUCT) answer.product_arithmetic = response.product_arithmetic;
+    else answer.arithmetic = response.arithmetic;
   }
   return answer;
 }

@@ -41,6 +41,7 @@ struct LibraryFacts {
   bool forward = false, backward = false, product = false, product_low_bit = false, decode = false,
        quantize = false, dequantize = false, cache = false, append = false, lse = true,
        workspace = false, probes = false, reentrant = true, d_lse = false, d_sink = true,
+       product_batch = false,
        flushes = false;  // its process computes 0 in the place of subnormal numbers
   int variants = 1;
   bool variants_differ = false;  // a variant may decline what others do, and says why
@@ -49,7 +50,7 @@ struct LibraryFacts {
 };
 
 // Operations beside those of kernel.h, whose numbers no library sees.
-enum { quantize_operation = 64, dequantize_operation, append_operation };
+enum { quantize_operation = 64, dequantize_operation, append_operation, batch_operation };
 
 // One call with its arguments. Each add_* copies its argument into shared memory and returns an
 // address that is valid in both processes. Names are for messages.
@@ -155,7 +156,8 @@ class KernelProcess {
     std::string finding;
     assay_status status = ASSAY_SUCCESS;
     std::string reason;
-    std::optional<assay_arithmetic> arithmetic;
+    std::optional<assay_arithmetic> arithmetic;  // of attention
+    std::optional<assay_product_arithmetic> product_arithmetic;
     std::size_t workspace = 0;
     std::int32_t scale_rule = ASSAY_SCALE_FLOOR;
   };
@@ -167,6 +169,7 @@ class KernelProcess {
     const assay_gradients* gradients = nullptr;
     const assay_tensor *a = nullptr, *c = nullptr;
     const assay_low_bit *a_low = nullptr, *w = nullptr;  // a or a_low
+    std::int64_t batch = 1;                              // so many of each, for batch_operation
     const assay_low_bit_output* to = nullptr;
     const assay_pages* pages = nullptr;
     const assay_tensor *k = nullptr, *v = nullptr;  // the tokens of append

@@ -204,6 +204,7 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   response.d_lse = kernel.d_lse;
   response.no_d_sink = kernel.no_d_sink;
   response.flushes = flushes_subnormals();
+  response.product_batch = kernel.product_batch != nullptr;
   response.invariant_to = kernel.invariant_to;
   if (kernel.conventions) read_conventions(*kernel.conventions, response.conventions);
 }
@@ -267,11 +268,27 @@ void ask_how(const assay_kernel& kernel, const KernelRequest& request, KernelRes
                                    : kernel.arithmetic(problem, declared);
 }
 
+// The same for a product. Everything has been supported.
+void ask_how_to_multiply(const assay_kernel& kernel, const KernelRequest& request,
+                         KernelResponse& response) {
+  if (!kernel.product_arithmetic) return;
+  const KernelProcess::Arguments& a = request.arguments;
+  assay_product_arithmetic_init(&response.product_arithmetic);
+  response.has_arithmetic = 1;
+  response.arithmetic_status = kernel.product_arithmetic(
+      request.variant, a.a, a.a_low, a.w, &request.output, &response.product_arithmetic);
+}
+
 void ask(const assay_kernel& kernel, const KernelRequest& request, KernelResponse& response) {
   const KernelProcess::Arguments& a = request.arguments;
   const char* reason = nullptr;
-  if (ask_without_problem(kernel, request, response, reason))
-    return copy_text(response.text, reason);
+  const bool is_about_one = request.variant != KernelProcess::any_variant;
+  if (ask_without_problem(kernel, request, response, reason)) {
+    copy_text(response.text, reason);
+    if (response.status == ASSAY_SUCCESS && is_about_one && request.operation == ASSAY_PRODUCT)
+      ask_how_to_multiply(kernel, request, response);
+    return;
+  }
   if (kernel.supports)
     response.status = kernel.supports(request.operation, a.problem, &request.output, &reason);
   if (response.status == ASSAY_SUCCESS && a.pages && kernel.supports_cache)
@@ -282,7 +299,6 @@ void ask(const assay_kernel& kernel, const KernelRequest& request, KernelRespons
                                      &request.output, &reason);
     });
   copy_text(response.text, reason);
-  const bool is_about_one = request.variant != KernelProcess::any_variant;
   if (response.status == ASSAY_SUCCESS && is_about_one) ask_how(kernel, request, response);
 }
 
@@ -295,6 +311,7 @@ assay_status call(const assay_kernel& kernel, int operation, const KernelProcess
     case quantize_operation: return kernel.quantize(a.a, a.to, &run);
     case dequantize_operation: return kernel.dequantize(a.w, a.c, &run);
     case append_operation: return kernel.append(a.k, a.v, a.slots, a.pages, &run);
+    case batch_operation: return kernel.product_batch(a.batch, a.a, a.a_low, a.w, a.c, &run);
     default:
       return a.a_low ? kernel.product_low_bit(a.a_low, a.w, a.c, &run)
                      : kernel.product(a.a, a.w, a.c, &run);

@@ -88,7 +88,8 @@ Abilities abilities_of(const LibraryFacts& facts) {
           .variants_differ = facts.variants_differ,
           .own_process = true,
           .at_once = facts.reentrant,
-          .pages = facts.decode};
+          .pages = facts.decode,
+          .batches = facts.product_batch};
 }
 
 class Library : public Candidate, private Guest {
@@ -153,6 +154,27 @@ class Library : public Candidate, private Guest {
       asks_any_variant_ = false;
       throw;
     }
+  }
+  std::string declines(const ProductBatch& batch) const override {
+    Product first = batch.products.front();
+    if (first.a) first.a = batch.a;
+    return unsupported_product(first, batch.c.dtype);
+  }
+  Status run(const ProductBatch& batch, const kernels::Execution& how) override {
+    std::vector<assay_low_bit> a_low, w;
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    for (const Product& p : batch.products) {
+      w.push_back(with_bytes(call, "w", p.w));
+      if (!batch.a) a_low.push_back(with_bytes(call, "a", p.a_low));
+    }
+    a.batch = std::ssize(batch.products);
+    if (batch.a) a.a = call.add_input("a", batch.a);
+    a.a_low = call.add_list(a_low);
+    a.w = call.add_list(w);
+    a.c = call.add_output("c", batch.c);
+    a.run = call.add(plain_run(how.threads));
+    return finish(process_.run(call, batch_operation, a), batch_operation);
   }
   GroupScale scale_rule() const override { return scale_rule_; }
   std::unique_ptr<Candidate> fresh() const override {
@@ -227,12 +249,15 @@ class Library : public Candidate, private Guest {
     return ask(ASSAY_FORWARD, p, c.out_dtype());
   }
 
+  // The operation whose arithmetic may be declared; -1 for quantizers, dequantizers and writers,
+  // which follow a rule.
   static int operation_of(const Call& call) {
-    return std::visit(ByCall{[](const ForwardCall&) { return +ASSAY_FORWARD; },
-                             [](const CachedCall&) { return +ASSAY_DECODE; },
-                             [](const BackwardCall&) { return +ASSAY_BACKWARD; },
-                             [](const auto&) { return +ASSAY_PRODUCT; }},
-                      call);
+    return std::visit(
+        ByCall{[](const ForwardCall&) { return +ASSAY_FORWARD; },
+               [](const CachedCall&) { return +ASSAY_DECODE; },
+               [](const BackwardCall&) { return +ASSAY_BACKWARD; },
+               [](const ProductCall&) { return +ASSAY_PRODUCT; }, [](const auto&) { return -1; }},
+        call);
   }
 
   // Whether the library answers for the pages of decode.
@@ -285,7 +310,7 @@ class Library : public Candidate, private Guest {
     if (p.a) a.a = call.add_shape(p.a);
     else a.a_low = call.add(described(p.a_low));
     a.w = call.add(described(p.w));
-    return reason_of(process_.ask(call, ASSAY_PRODUCT, a, c_dtype_of(out), asked_variant()));
+    return ask(call, ASSAY_PRODUCT, a, out);
   }
   // Asks the library, and keeps the rule by which it rounds scales.
   std::string unsupported_quantize(const TensorView& w, const assay_low_bit_output& to) const {
@@ -401,8 +426,8 @@ class Library : public Candidate, private Guest {
     return a;
   }
 
-  // A low-bit matrix with its bytes.
-  static const assay_low_bit* add_low_bit(KernelCall& call, const char* name, const LowBitView& m) {
+  // A low-bit matrix, whose bytes lie in `call`.
+  static assay_low_bit with_bytes(KernelCall& call, const char* name, const LowBitView& m) {
     const LowBitSizes sizes = sizes_of(m.format, m.k, m.n, m.group);
     const auto bytes = [&](const char* part, const std::byte* from, Index count) {
       const std::string whole = fmt::format("{}.{}", name, part);
@@ -412,16 +437,16 @@ class Library : public Candidate, private Guest {
     c.codes = bytes("codes", m.codes, sizes.codes);
     c.scales = bytes("scales", m.scales, sizes.scales);
     c.extra = bytes("extra", m.extra, sizes.extra);
-    return call.add(c);
+    return c;
   }
 
   KernelProcess::Arguments arguments(KernelCall& call, const ProductCall& c, const Request& r) {
     KernelProcess::Arguments a;
     if (c.problem.a) a.a = call.add_input("a", c.problem.a);
-    else a.a_low = add_low_bit(call, "a", c.problem.a_low);
-    a.w = add_low_bit(call, "w", c.problem.w);
+    else a.a_low = call.add(with_bytes(call, "a", c.problem.a_low));
+    a.w = call.add(with_bytes(call, "w", c.problem.w));
     a.c = call.add_output("c", c.c);
-    a.run = call.add(plain_run(r));
+    a.run = call.add(plain_run(threads_of(r)));
     return a;
   }
 
@@ -439,15 +464,15 @@ class Library : public Candidate, private Guest {
     KernelProcess::Arguments a;
     a.a = call.add_input("w", c.w);
     a.to = call.add(to);
-    a.run = call.add(plain_run(r));
+    a.run = call.add(plain_run(threads_of(r)));
     return a;
   }
 
   KernelProcess::Arguments arguments(KernelCall& call, const DequantizeCall& c, const Request& r) {
     KernelProcess::Arguments a;
-    a.w = add_low_bit(call, "w", c.w);
+    a.w = call.add(with_bytes(call, "w", c.w));
     a.c = call.add_output("c", c.to);
-    a.run = call.add(plain_run(r));
+    a.run = call.add(plain_run(threads_of(r)));
     return a;
   }
 
@@ -457,7 +482,7 @@ class Library : public Candidate, private Guest {
     a.v = call.add_input("v", c.v);
     a.slots = call.add_table("the slots", c.slots);
     a.pages = add_pages(call, c.to.views(), Pages::outputs, {});
-    a.run = call.add(plain_run(r));
+    a.run = call.add(plain_run(threads_of(r)));
     return a;
   }
 
@@ -580,9 +605,9 @@ class Library : public Candidate, private Guest {
     return finish(process_.run_at_once(call, operation, a, b, rounds), operation);
   }
 
-  assay_run plain_run(const Request& r) const {
+  assay_run plain_run(int threads) const {
     return {ASSAY_VERSION, sizeof(assay_run), nullptr, 0,
-            threads_of(r), asked_variant(),   nullptr, nullptr};
+            threads,       asked_variant(),   nullptr, nullptr};
   }
 
   static TensorView shaped(const TensorView& t, Index columns, const Attention& p) {
@@ -623,32 +648,38 @@ class Library : public Candidate, private Guest {
     return {};
   }
 
-  // Asks the library, and keeps the arithmetic that it declares for such a problem.
   std::string ask(int operation, const Attention& p, Dtype out,
                   const PageViews* pages = nullptr) const {
     KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::none);
     if (pages) a.pages = add_pages(call, *pages, Pages::shapes, {});
+    return ask(call, operation, a, out);
+  }
+  // Asks the library, and keeps the arithmetic that it declares for such a problem.
+  std::string ask(KernelCall& call, int operation, const KernelProcess::Arguments& a,
+                  Dtype out) const {
     const KernelProcess::Answer answer =
         process_.ask(call, operation, a, c_dtype_of(out), asked_variant());
     if (std::string why = reason_of(answer); !why.empty()) return why;
     declared_.erase({operation, asked_variant()});
-    if (answer.arithmetic) {
+    const auto keep = [&](const auto& arithmetic) {
+      if (!arithmetic) return;
       std::string wrong;
-      declared_[{operation, asked_variant()}] =
-          contract_of(fmt::format("{}, as its library declares it", process_.facts().name),
-                      *answer.arithmetic, wrong);
+      declared_[{operation, asked_variant()}] = contract_of(
+          fmt::format("{}, as its library declares it", process_.facts().name), *arithmetic, wrong);
       if (!wrong.empty())
         throw CandidateError("the library declares an arithmetic that cannot be: " + wrong);
-    }
+    };
+    keep(answer.arithmetic);
+    keep(answer.product_arithmetic);
     return {};
   }
 
   // `pages` is that of decode.
   const assay_run* add_run(KernelCall& call, int operation, const Attention& p, Dtype out,
                            const Request& r, const PageViews* pages = nullptr) {
-    assay_run run = plain_run(r);
+    assay_run run = plain_run(threads_of(r));
     if (!process_.facts().workspace) return call.add(run);
     KernelCall question = process_.call();
     KernelProcess::Arguments a;
@@ -700,7 +731,7 @@ class Library : public Candidate, private Guest {
   KernelProcess& process_;
   // The arithmetic that the library declared, by operation and variant, when it was last asked
   // about a problem.
-  mutable std::map<std::pair<int, int>, Contract> declared_;
+  mutable std::map<std::pair<int, int>, Arithmetic> declared_;
   mutable bool asks_any_variant_ = false;
   mutable GroupScale scale_rule_ = GroupScale::floor;
 };

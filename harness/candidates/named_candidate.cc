@@ -5,6 +5,8 @@
 #include <cmath>
 #include <utility>
 
+#include "oracle/product.h"
+
 namespace assay {
 namespace {
 
@@ -93,6 +95,7 @@ std::optional<Arithmetic> NamedCandidate::arithmetic(const Call& call,
   return std::visit(ByCall{[&](const ForwardCall& c) { return declared(c.problem.q.dtype); },
                            [&](const CachedCall& c) { return declared(c.c.dtype); },
                            [&](const BackwardCall& c) { return declared(c.problem.q.dtype); },
+                           [&](const ProductCall& c) { return declared(dtype_of_a(c.problem)); },
                            [](const auto&) { return std::optional<Arithmetic>(); }},
                     call);
 }

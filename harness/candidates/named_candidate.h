@@ -17,8 +17,9 @@ class NamedCandidate : public Candidate {
     // Without the feature "attention", the host's kernel computes the O and LSE of backward cases.
     Features features;
     bool lse = true;  // whether its forward calls write LSE
-    // What it declares of its attention, by the dtype of Q; where nothing is, the ladder is tried.
-    std::map<Dtype, Contract> contracts = {};
+    // What it declares of its one operation, by the dtype of Q, or of A (f32 if A is low-bit);
+    // where nothing is, the ladder is tried.
+    std::map<Dtype, Arithmetic> contracts = {};
     bool own_process = false;  // as in Abilities
     // The conventions that it declares.
     Conventions conventions = {};
@@ -36,7 +37,7 @@ class NamedCandidate : public Candidate {
   kernels::Status run(const Request& request) override;
 
  private:
-  const std::map<Dtype, Contract> contracts_;
+  const std::map<Dtype, Arithmetic> contracts_;
   const Answer answer_;
 };
 

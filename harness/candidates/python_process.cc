@@ -85,12 +85,16 @@ void PythonProcess::start() {
 }
 
 void PythonProcess::read_arithmetic() {
+  const bool multiplies = std::ranges::find(features_, "product") != features_.end();
   for (int count = receive_count(); count > 0; --count) {
     const std::string line = receive_line();
     const std::string name = line.substr(0, line.find(' '));
     const std::optional<Dtype> dtype = value_named<Dtype>(name);
     if (!dtype) throw std::invalid_argument("the process declared an arithmetic of " + name);
-    contracts_.insert_or_assign(*dtype, declared_contract(line.substr(name.size() + 1), *dtype));
+    const std::string text = line.substr(name.size() + 1);
+    contracts_.insert_or_assign(*dtype, multiplies
+                                            ? Arithmetic(declared_product_contract(text, *dtype))
+                                            : Arithmetic(declared_contract(text, *dtype)));
   }
 }
 

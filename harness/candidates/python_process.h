@@ -37,7 +37,7 @@ class PythonProcess {
 
   bool lse() const { return lse_; }
   const std::vector<std::string>& features() const { return features_; }
-  const std::map<Dtype, Contract>& contracts() const { return contracts_; }
+  const std::map<Dtype, Arithmetic>& contracts() const { return contracts_; }
   const Conventions& conventions() const { return conventions_; }
   const std::vector<std::string>& remarks() const { return remarks_; }
 
@@ -62,7 +62,7 @@ class PythonProcess {
   const std::string where_;
   bool lse_ = true, asked_lse_ = false;
   std::vector<std::string> features_, remarks_;
-  std::map<Dtype, Contract> contracts_;
+  std::map<Dtype, Arithmetic> contracts_;
   Conventions conventions_;
   std::optional<Process> process_;
   Descriptor socket_;

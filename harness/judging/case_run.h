@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "harness/judging/invariance.h"
 #include "harness/judging/judged_bits.h"
 #include "harness/judging/painter.h"
+#include "harness/judging/product_batch.h"
 #include "harness/judging/refusals.h"
 #include "harness/judging/state.h"
 #include "harness/judging/variants.h"
@@ -193,6 +195,8 @@ std::vector<RelationOf<Step>> relations_of(const CaseRun& run, const Step& step)
   std::vector<RelationOf<Step>> all(own.begin(), own.end());
   for (const RelationOf<Step>& r : invariances_of(step))
     if (is_drawn(run) || is_bound_to(run, r.name)) all.push_back(r);
+  if constexpr (std::is_same_v<Step, ProductStep>)
+    if (run.candidate.abilities().batches) all.push_back({"batch", product_batch});
   if (run.candidate.abilities().variants > 1) all.push_back({"variants", every_variant<Step>});
   if (is_drawn(run))
     for (const RelationOf<Step>& r : state_relations<Step>) all.push_back(r);

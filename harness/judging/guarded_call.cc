@@ -108,11 +108,17 @@ void tell_touched(const WatchedInputs& inputs, const NamedOutputs& outputs) {
 
 std::string call_guarded(Candidate& candidate, const Request& request, const WatchedInputs& inputs,
                          const NamedOutputs& outputs, Poison with, bool* answered) {
+  return call_guarded([&] { return call_plainly(candidate, request); }, inputs, outputs, with,
+                      answered);
+}
+
+std::string call_guarded(const std::function<std::string()>& call, const WatchedInputs& inputs,
+                         const NamedOutputs& outputs, Poison with, bool* answered) {
   if (answered) *answered = false;
   for (const auto& [output, t] : outputs) poison(*t, with);
   const std::vector<std::byte> before = bytes_of(inputs);
   tell_touched(inputs, outputs);
-  if (std::string failure = call_plainly(candidate, request); !failure.empty()) return failure;
+  if (std::string failure = call(); !failure.empty()) return failure;
   if (answered) *answered = true;
   for (const auto& [name, t] : inputs.tensors)
     if (!t->guards_intact()) return fmt::format("{}: a guard band was overwritten", name);

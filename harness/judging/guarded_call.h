@@ -28,6 +28,9 @@ struct WatchedInputs {
 // candidate.
 std::string call_guarded(Candidate& candidate, const Request& request, const WatchedInputs& inputs,
                          const NamedOutputs& outputs, Poison with, bool* answered = nullptr);
+// The same for any call, which returns what went wrong in it.
+std::string call_guarded(const std::function<std::string()>& call, const WatchedInputs& inputs,
+                         const NamedOutputs& outputs, Poison with, bool* answered = nullptr);
 // Runs the request without these checks. Returns "status 5 ..." or an empty text.
 std::string call_plainly(Candidate& candidate, const Request& request);
 // The same for any call of a candidate.

@@ -74,7 +74,7 @@ struct VerifyOptions {
   EvidenceRule evidence = EvidenceRule::fail;
   bool pictures = false;  // keep the data that a report draws
   // What the kernel of a record of attention declares; nothing: the ladder is tried.
-  std::optional<Contract> contract = std::nullopt;
+  std::optional<Arithmetic> arithmetic = std::nullopt;
   // What is declared beside what the line of the record declares.
   Conventions conventions = {};
 };

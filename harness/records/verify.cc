@@ -22,7 +22,8 @@ struct JudgedRecord {
   std::string (*shapes)(const Record&);
   void (*paint)(const Record&, std::optional<Painter>&);
   // Puts dtype, verdict and cause into the result.
-  void (*judge)(const Record&, const Contract* declared, JudgeOptions, CaseResult&);
+  void (*judge)(const Record&, const std::optional<Arithmetic>& declared, JudgeOptions,
+                CaseResult&);
 };
 
 std::string attention_shapes(const Record& r) {
@@ -47,8 +48,15 @@ void paint_product(const Record& r, std::optional<Painter>& painter) {
   painter.emplace(r.product.m, r.product.n);
 }
 
-void judge_attention(const Record& r, const Contract* declared, JudgeOptions judging,
-                     CaseResult& result) {
+// The declared arithmetic of an operation; null if none is declared.
+template <class C>
+const C* declared_as(const std::optional<Arithmetic>& arithmetic) {
+  return arithmetic ? &std::get<C>(*arithmetic) : nullptr;
+}
+
+void judge_attention(const Record& r, const std::optional<Arithmetic>& arithmetic,
+                     JudgeOptions judging, CaseResult& result) {
+  const auto* declared = declared_as<Contract>(arithmetic);
   result.dtype = format(r.problem.q.dtype).name;
   // Only the inputs that a case made are known to have errors without a direction.
   judging.statistics = !r.case_line.empty() && has_independent_zero_mean(parse_case(r.case_line));
@@ -63,9 +71,10 @@ void judge_attention(const Record& r, const Contract* declared, JudgeOptions jud
                     result.diagnosis);
 }
 
-void judge_gradients(const Record& r, const Contract* declared, JudgeOptions judging,
-                     CaseResult& result) {
-  judge_attention(r, declared, judging, result);
+void judge_gradients(const Record& r, const std::optional<Arithmetic>& arithmetic,
+                     JudgeOptions judging, CaseResult& result) {
+  judge_attention(r, arithmetic, judging, result);
+  const auto* declared = declared_as<Contract>(arithmetic);
   Verdict& v = result.verdict;
   if (v.outcome == Outcome::fail || v.outcome == Outcome::error) return;
   const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o, r.d_lse};
@@ -80,15 +89,16 @@ void judge_gradients(const Record& r, const Contract* declared, JudgeOptions jud
   add_gradients(v, gradients);
 }
 
-// A declared contract is one of attention.
-void judge_product_record(const Record& r, const Contract*, JudgeOptions judging,
-                          CaseResult& result) {
+void judge_product_record(const Record& r, const std::optional<Arithmetic>& arithmetic,
+                          JudgeOptions judging, CaseResult& result) {
+  const auto* declared = declared_as<ProductContract>(arithmetic);
   const LowBit weights = r.product.w.format;
   result.dtype = traits(weights).name;
   result.tail_step = tail_step_of(weights);
-  result.verdict = judge_product_by_ladder(r.product, r.c, judging);
+  result.verdict = declared ? judge_product(r.product, r.c, *declared, judging)
+                            : judge_product_by_ladder(r.product, r.c, judging);
   if (result.verdict.outcome == Outcome::fail)
-    result.diagnosis = diagnose_product(r.product, r.c, nullptr, result.verdict, judging);
+    result.diagnosis = diagnose_product(r.product, r.c, declared, result.verdict, judging);
 }
 
 constexpr JudgedRecord operations[] = {
@@ -124,8 +134,7 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
     judging.judged = [&](const Element& e) { painter->add(e); };
   }
   const auto start = Clock::now();
-  const Contract* declared = o.contract ? &*o.contract : nullptr;
-  of.judge(r, declared, judging, result);
+  of.judge(r, o.arithmetic, judging, result);
   const Verdict& v = result.verdict;
   result.seconds.judge = seconds_since(start);
   result.outcome = v.outcome;
@@ -133,8 +142,9 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   if (painter && result.was_compared()) {
     result.pictures = painter->pictures(v.row_tile);
     if (r.operation == Operation::attention && v.outcome == Outcome::fail)
-      result.pictures->weights = weights_of(
-          anchored(r.problem, judging.conventions.over(v.differs)), r.out, declared, v, o.threads);
+      result.pictures->weights =
+          weights_of(anchored(r.problem, judging.conventions.over(v.differs)), r.out,
+                     declared_as<Contract>(o.arithmetic), v, o.threads);
   }
   return result;
 }

@@ -112,11 +112,11 @@ typedef struct assay_judge_options {
   int32_t relations; /* 1: ask for relations too (assay_judge_function alone) */
   int32_t evidence;  /* ASSAY_EVIDENCE_FAIL, ... */
   int32_t reserved;
-  /* How the kernel computes attention, so that it is held to that arithmetic alone; NULL: the
-   * ladder of docs/tolerance.md is tried. Either the name of a rung of the ladder ("fp32
-   * accumulation, weights in f16"), or fields of assay_arithmetic as words FIELD=NUMBER
-   * ("weight_bits=16 tile=32"); those that are not named have the values of assay_arithmetic_init.
-   */
+  /* How the kernel computes, so that it is held to that arithmetic alone; NULL: the ladder of
+   * docs/tolerance.md is tried. Either the name of a rung of the ladder ("fp32 accumulation,
+   * weights in f16"), or fields of assay_arithmetic as words FIELD=NUMBER ("weight_bits=16
+   * tile=32"), for products those of assay_product_arithmetic ("order=1"); those that are not named
+   * have the values of the struct's init function. */
   const char* arithmetic;
   int64_t rows;  /* judge so many rows of each head, drawn by the seed; 0: all. Records alone: a
                   * case line says it itself */

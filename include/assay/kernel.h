@@ -307,6 +307,42 @@ static inline void assay_arithmetic_init(assay_arithmetic* a) {
   a->tile = a->row_tile = 64;
 }
 
+/* The order in which a product adds, where W has groups that share a scale. */
+enum {
+  ASSAY_SUMS_IN_ANY_ORDER = 0, /* of dequantized weights */
+  ASSAY_SUMS_BY_GROUP = 1,     /* each group is summed alone, and then the groups are */
+  /* The same with k ascending and groups ascending, each sum from zero. */
+  ASSAY_SUMS_BY_GROUP_IN_ORDER = 2
+};
+
+/* How a kernel computes products (docs/bounds_product.md). What assay_arithmetic says of roundoffs
+ * and of kernels that declare nothing holds here, too. Where W has no groups, all of K is one. */
+typedef struct assay_product_arithmetic {
+  uint32_t version, struct_size;
+  double roundoff; /* unit roundoff of an accumulation step; of a block: what it drops */
+  double largest;  /* the largest finite number of the sums */
+  int32_t order;   /* ASSAY_SUMS_... */
+  /* width of a matrix instruction that aligns the products of a block and the sum so far to the
+   * largest of them, and drops what is below `roundoff` of it; 0: one product at a time. Blocks,
+   * scaled weights and rounded weights need sums in any order. */
+  int32_t block;
+  int32_t products_rounded; /* 1: a product is rounded before it is added (no fused multiply-add) */
+  int32_t scales_weights;   /* 1: a tensor scale is multiplied into every weight of W */
+  int32_t weight_bits;      /* dtype to which dequantized weights of W are rounded: 0, 16 or -16 */
+  int32_t reserved;         /* 0 */
+} assay_product_arithmetic;
+
+/* Declares sums in fp32 in any order. */
+static inline void assay_product_arithmetic_init(assay_product_arithmetic* a) {
+  a->version = ASSAY_VERSION;
+  a->struct_size = (uint32_t)sizeof(*a);
+  a->roundoff = 1.0 / 16777216;
+  a->largest = 3.4028234663852886e38;
+  a->order = ASSAY_SUMS_IN_ANY_ORDER;
+  a->block = a->scales_weights = a->weight_bits = a->reserved = 0;
+  a->products_rounded = 1;
+}
+
 /* What a kernel means where nobody agreed; docs/semantics.md says what each value means. What is
  * declared is judged exactly. Where nothing is declared, outputs that are right by another
  * convention are reported as such. */
@@ -558,6 +594,21 @@ typedef struct assay_kernel {
   assay_status (*arithmetic_variant)(int32_t variant, const assay_attention* problem,
                                      assay_arithmetic* declared);
   uint64_t (*workspace_variant)(int32_t variant, int32_t operation, const assay_attention* problem);
+
+  /* Describes in *declared how a variant (0 if there is one alone) computes a product, after the
+   * functions above have said yes to it. Of a and a_low, one is NULL. NULL means that nothing is
+   * declared. Older tables of version 2 end before it. */
+  assay_status (*product_arithmetic)(int32_t variant, const assay_tensor* a,
+                                     const assay_low_bit* a_low, const assay_low_bit* w,
+                                     const assay_dtype* output, assay_product_arithmetic* declared);
+  /* The products of a batch in one call: C[b] = A[b] W[b], where A is [B, 1, M, K] and C is
+   * [B, 1, M, N]. w (and a_low, for a low-bit A) are B matrices of one format and shape, each with
+   * bytes of its own; of a and a_low, one is NULL. Before a call, supports_product is asked about
+   * that A and the first w, or supports_low_bit about the first of each. Beside such a function the
+   * table has product or product_low_bit, whose cases it is judged with. */
+  assay_status (*product_batch)(int64_t batch, const assay_tensor* a, const assay_low_bit* a_low,
+                                const assay_low_bit* w, const assay_tensor* c,
+                                const assay_run* run);
 } assay_kernel;
 
 static inline void assay_kernel_init(assay_kernel* k, const char* name) {
@@ -590,6 +641,8 @@ static inline void assay_kernel_init(assay_kernel* k, const char* name) {
   k->supports_product_variant = NULL;
   k->arithmetic_variant = NULL;
   k->workspace_variant = NULL;
+  k->product_arithmetic = NULL;
+  k->product_batch = NULL;
 }
 
 /* The one symbol of your library. It returns a table that lives as long as the library. `version`

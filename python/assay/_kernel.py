@@ -49,16 +49,21 @@ _DTYPES = ("f32", "f16", "bf16", "f64")
 _OF_A_CASE = ("threads", "relations", "pictures", "evidence", "power")  # options of its judging
 
 
-def _check_declared(arithmetic: Arithmetic, dtypes: Iterable[str]) -> None:
+def _check_declared(arithmetic: Arithmetic, product: bool, dtypes: Iterable[str]) -> None:
     """Refuses what is an arithmetic for none of the dtypes, before a case is judged."""
     refusals = []
     for dtype in dtypes:
-        o = tensor_of(bytes(width_of(dtype)), dtype, (1, 1, 1, 1))
+        line, name, shape = (
+            (f"product m=1 n=1 k=32 w=mxfp4 dtype={dtype}", "c", (1, 1))
+            if product
+            else (f"attention b=1 h=1 l=1 d=1 dtype={dtype}", "o", (1, 1, 1, 1))
+        )
+        out = tensor_of(bytes(width_of(dtype)), dtype, shape)
         try:
             ask(
                 library.assay_judge_tensors,
-                f"attention b=1 h=1 l=1 d=1 dtype={dtype}".encode(),
-                named_array([("o", o.c())]),
+                line.encode(),
+                named_array([(name, out.c())]),
                 1,
                 options_of(arithmetic=arithmetic, power=False, evidence="off"),
             )
@@ -103,8 +108,6 @@ class Kernel:
             raise InputError(
                 "gradients", f"{gradients!r}: 'autograd' or a function, for a kernel of attention"
             )
-        if arithmetic is not None and operation == "product":
-            raise InputError("arithmetic", "says how attention is computed, and not a product")
         if name is not None:
             one_line("name", name)
         if lse is not None:
@@ -145,7 +148,10 @@ class Kernel:
             if dtype not in _DTYPES:
                 raise InputError("dtypes", f"{dtype!r} is none of {', '.join(_DTYPES)}")
         if arithmetic is not None and not callable(arithmetic):
-            _check_declared(arithmetic, self._dtypes or _DTYPES)
+            product = operation == "product"
+            # A product takes no f64, and a low-bit A counts as f32.
+            dtypes = self._dtypes or (_DTYPES[:3] if product else _DTYPES)
+            _check_declared(arithmetic, product, dtypes)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self.function(*arguments, **keywords)
@@ -272,8 +278,8 @@ class Kernel:
         if self.operation == "decode" and not any(f.startswith("cache=") for f in said["features"]):
             return self._unsupported(said["case"], "no cache, and the function decodes")
         run = Run(self, said, reuse)
-        product = said["operation"] == "product"
-        arithmetic = None if product else self._declared(said["dtype"])
+        low_bit = any(f.startswith("a=") for f in said["features"])
+        arithmetic = self._declared("f32" if low_bit else said["dtype"])
         answer = ask_json(
             library.assay_judge_function,
             encoded("case", line),
@@ -300,7 +306,7 @@ class Kernel:
         return self.arithmetic(dtype) if callable(self.arithmetic) else self.arithmetic
 
     def declared(self) -> Dict[str, str]:
-        """What the kernel declares of its attention, in words, for each of its dtypes."""
+        """What the kernel declares, in words, for each of its dtypes."""
         dtypes = [f[len("dtype=") :] for f in self.features if f.startswith("dtype=")]
         texts = {dtype: arithmetic_text(self._declared(dtype)) for dtype in dtypes}
         return {dtype: text for dtype, text in texts.items() if text is not None}
@@ -507,8 +513,10 @@ def kernel(operation: str = "attention", **options: Any) -> Callable[[Callable[.
         deterministic: False if two calls may differ; each is judged by its own bound then.
         gradients: "autograd" (torch), or a function of q, k, v, o, lse, do: the kernel is judged on
             backward cases too.
-        arithmetic: what it declares of attention, as in assert_attention, or a function that says
-            it for a dtype: lambda dtype: f"fp32 accumulation, weights in {dtype}".
+        arithmetic: what it declares, as in assert_attention, or a function that says it for a
+            dtype: lambda dtype: f"fp32 accumulation, weights in {dtype}". Of a product, the dtype
+            is that of A (f32 for a low-bit A), and the fields are those of
+            assay_product_arithmetic: {"order": 1}.
         conventions: what it means where nobody agreed, as in assert_attention.
         name: for reports.
     """

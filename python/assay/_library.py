@@ -14,7 +14,7 @@ from ._arguments import finite, flag, one_of, plain, texts, whole
 from .errors import InputError
 
 # How a kernel computes: a rung of the ladder of docs/tolerance.md by its name, or fields of
-# assay_arithmetic (kernel.h); None: the ladder is tried.
+# assay_arithmetic or assay_product_arithmetic (kernel.h); None: the ladder is tried.
 Arithmetic = Union[None, str, Mapping[str, Union[int, float]]]
 # What a kernel means where nobody agreed: {"masked-rows": "nan"}, or a text as in a case line.
 Conventions = Union[None, str, Mapping[str, str]]

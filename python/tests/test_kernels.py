@@ -358,20 +358,20 @@ def test_decode_over_pages():
     )
 
 
-def test_products():
-    @assay.kernel(
-        "product",
-        framework="torch",
-        without=[f for f in facts()["features"] if f[:2] == "w=" and f != "w=int8"],
-    )
-    def product(a, codes, *, scales, extra, k, n, group, out_dtype):
-        w = codes.view(torch.int8).reshape(k, n).double()
-        expanded = [
-            t.reshape(-1, n).double().repeat_interleave(group, 0)[:k]
-            for t in (scales.view(torch.float16), extra.view(torch.int8))
-        ]
-        return (a.double() @ ((w - expanded[1]) * expanded[0])).to(out_dtype)
+INT8_ALONE = [f for f in facts()["features"] if f[:2] == "w=" and f != "w=int8"]
 
+
+def int8_product(a, codes, *, scales, extra, k, n, group, out_dtype):
+    w = codes.view(torch.int8).reshape(k, n).double()
+    expanded = [
+        t.reshape(-1, n).double().repeat_interleave(group, 0)[:k]
+        for t in (scales.view(torch.float16), extra.view(torch.int8))
+    ]
+    return (a.double() @ ((w - expanded[1]) * expanded[0])).to(out_dtype)
+
+
+def test_products():
+    product = assay.kernel("product", framework="torch", without=INT8_ALONE)(int8_product)
     for line in (
         "product m=3 n=8 k=40 w=int8:32",
         "product m=1 n=5 k=64 w=int8:64 dtype=bf16 out=f32",
@@ -379,6 +379,46 @@ def test_products():
         result = product.judge(line)
         assert result["outcome"] == "pass", result["reason"]
     assert product.judge("product m=3 n=8 k=32 w=mxfp4")["reason"] == "w=mxfp4"
+
+
+def test_a_product_declares_its_sums():
+    def rounded(a, codes, *, scales, extra, k, n, group, out_dtype):  # weights in f16
+        w = int8_product(
+            torch.eye(k),
+            codes,
+            scales=scales,
+            extra=extra,
+            k=k,
+            n=n,
+            group=group,
+            out_dtype=torch.float16,
+        )
+        return (a.double() @ w.double()).to(out_dtype)
+
+    def declaring(function, arithmetic):
+        return assay.kernel(
+            "product", framework="torch", without=INT8_ALONE, arithmetic=arithmetic
+        )(function)
+
+    line = "product m=5 n=16 k=256 w=int8:32 dtype=f16"
+    by_dtype = lambda dtype: "fp32 sums, any order" if dtype == "f16" else {"order": 1}
+    right, wrong = declaring(int8_product, by_dtype), declaring(rounded, by_dtype)
+    for result in (right.judge(line), wrong.judge(line)):
+        assert result["contract"] == "fp32 sums, any order" and result["arithmetic"]["declared"]
+    assert right.judge(line)["outcome"] == "pass"
+    assert right.judge(line.replace(" dtype=f16", ""))["contract"] == "declared: order=1"
+    assert wrong.judge(line)["outcome"] == "fail"
+    undeclared = declaring(rounded, None).judge(line)  # the ladder has a rung for it
+    assert undeclared["outcome"] == "pass", undeclared["reason"]
+    assert "rounded to the dtype of A" in undeclared["contract"]
+    assert declaring(rounded, {"weight_bits": 16}).judge(line)["outcome"] == "pass"
+    for arithmetic, words in (
+        ("quick", "which is none for f32: fp32 sums by group, any order; "),
+        ({"tile": 4}, "^arithmetic: 'tile=4' is no FIELD=NUMBER; the fields are roundoff"),
+        ({"order": 1, "block": 16}, "order = 1 goes with neither block"),
+    ):
+        with pytest.raises(assay.InputError, match=words):
+            declaring(int8_product, arithmetic)
 
 
 @pytest.mark.parametrize("w, group", [("mxfp4", 32), ("nvfp4", 16), ("fp4", 128), ("f8e4m3:0", 0)])
@@ -526,8 +566,6 @@ def test_a_declared_arithmetic_is_that_of_every_case():
     with pytest.raises(assay.InputError, match="^arithmetic: 'weights=3' is no FIELD=NUMBER"):
         attention(arithmetic={"weights": 3})
     assert attention(arithmetic="fp32 accumulation, weights in f16").arithmetic
-    with pytest.raises(assay.InputError, match="says how attention is computed"):
-        assay.kernel("product", arithmetic="quick")(lambda a, codes: a)
 
 
 def test_evidence_fails_warns_or_is_off():
@@ -664,6 +702,29 @@ def test_orders_that_differ_between_keys_are_typical_of_fp32():
     for seed in (1, 2, 18):
         line = f"attention b=2 h=3/1 l=96 d=17/33 causal scores=subset values=one-hot seed={seed}"
         attend.check(line, threads=0)
+
+
+def test_a_plain_loop_over_scaled_columns_is_typical():
+    """torch's math attention on a CPU: Q and K are multiplied by the root of the scale, and their
+    products are summed one after the other. Where terms are alike, no other order rounds so."""
+
+    @assay.kernel("attention", framework="torch", lse=False, dtypes=("f16",))
+    def attend(q, k, v, *, causal, scale):
+        root = torch.tensor(scale).sqrt()
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1).float() for x in (k, v))
+        a, b = (q.float() * root)[..., None, :], (k * root)[:, :, None]
+        s = torch.zeros(*q.shape[:3], k.shape[2])
+        for at in range(q.shape[3]):
+            s = (s.double() + a[..., at].double() * b[..., at].double()).float()
+        if causal:
+            s = s.masked_fill(torch.ones(s.shape[-2:]).triu(1).bool(), -math.inf)
+        return (s.softmax(-1) @ v).half()
+
+    line = "attention b=2 h=3/1 l=41x383 d=192/128 dtype=f16 causal scores=far-negative values="
+    for rest in ("signed-zeros seed=10081", "normal seed=5", "biased seed=6"):
+        result = attend.judge(line + rest, threads=0)
+        assert result["outcome"] in ("pass", "inconclusive"), result["reason"]
+        assert result["evidence"]["rows"]["O"]["s"] > 0.1  # it was asked
 
 
 def summed_by_tensor_cores(a, b):
