@@ -58,6 +58,28 @@ TEST(Covering, ExcludedLevelsNeverMeetAndAllOthersDo) {
   EXPECT_THROW(covering_array(plan, 5), std::logic_error);
 }
 
+TEST(Covering, CoverageTellsWhatIsMissing) {
+  CoveringPlan plan{{2, 3, 4, 2, 5}, all_sets({0, 1, 2, 3, 4}, 3)};
+  plan.excluded = {{{0, 1}, {1, 2}}};
+  const auto rows = covering_array(plan, 5);
+  auto fewer = rows;
+  fewer.pop_back();
+  Coverage coverage(plan, fewer);
+  const auto lost = coverage.missing();
+  EXPECT_EQ(lost.size(), missing(plan, fewer) - count_combinations(plan).excluded);
+  ASSERT_FALSE(lost.empty());
+  for (const Coverage::Combination& c : lost) {
+    EXPECT_FALSE(coverage.has(c));
+    const std::vector<int> levels = coverage.row_of(c);
+    for (std::size_t f = 0; f < levels.size(); ++f)
+      EXPECT_TRUE(levels[f] == -1 || levels[f] == rows.back()[f]);
+  }
+  EXPECT_TRUE(coverage.gains(rows.back()));
+  coverage.add(rows.back());
+  EXPECT_TRUE(coverage.missing().empty());
+  EXPECT_FALSE(coverage.gains(rows.back()));
+}
+
 TEST(Covering, SetsOfAStrength) {
   EXPECT_EQ(all_sets({3, 5, 8}, 2), (std::vector<std::vector<int>>{{3, 5}, {3, 8}, {5, 8}}));
   EXPECT_EQ(all_sets({1, 2, 3, 4, 5}, 3).size(), 10u);

@@ -6,6 +6,9 @@
 #include <map>
 #include <set>
 #include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace assay {
@@ -89,6 +92,32 @@ TEST(Suites, EveryDecodeKernelGetsUnequalLengths) {
     EXPECT_GE(unequal, 30) << kind;
     EXPECT_EQ(seen.size(), 5u) << kind << testing::PrintToString(seen);
   }
+}
+
+// Rows that a candidate declines take no triple with them: here windows go without causality, and
+// one mask alone.
+TEST(Suites, TriplesThatACandidateDoesAreThere) {
+  const auto is_windowed = [](const Case& c) { return c.window_left >= 0 || c.window_right >= 0; };
+  const auto is_masked = [](const MaskSpec& m) { return m.pattern != MaskPattern::none; };
+  const Features has([&](const Case& c) -> std::string {
+    const bool plain = c.operation == Operation::attention && !c.cache && c.dtype == Dtype::f32 &&
+                       !c.out && c.lengths.empty() && c.starts.empty() && !c.alibi && !c.sink &&
+                       c.softcap == 0 && c.documents.empty() && c.dropout == 0;
+    const bool one = !(is_windowed(c) && c.causal) && !(is_masked(c.keep) && is_masked(c.bias));
+    return plain && one ? "" : "another case";
+  });
+  const std::set<std::pair<Index, Index>> lengths = {{37, 53},  {97, 64},  {130, 257},
+                                                     {63, 128}, {41, 383}, {12, 191}};
+  // The rows, and which of two features are on.
+  std::set<std::tuple<Index, int, bool, bool>> seen;
+  for (const Case& c : make_suite("standard", 1, has).cases) {
+    if (!lengths.contains({c.shape.rows, c.shape.keys})) continue;
+    const bool diagonals[] = {c.causal, is_windowed(c)};
+    const bool masks[] = {is_masked(c.keep), is_masked(c.bias)};
+    for (const int pair : {0, 1, 2, 3})
+      seen.insert({c.shape.rows, pair, diagonals[pair / 2], masks[pair % 2]});
+  }
+  EXPECT_EQ(seen.size(), lengths.size() * 4 * 4);
 }
 
 // Long and many, of whatever heads: in every suite of attention but those for other purposes.

@@ -70,13 +70,19 @@ Combinations count_combinations(const CoveringPlan& plan) {
   return count;
 }
 
-Coverage::Coverage(const CoveringPlan& plan) : plan_(plan) {
+Coverage::Coverage(const CoveringPlan& plan, const std::vector<std::vector<int>>& rows)
+    : plan_(plan) {
   for (const auto& members : plan.sets) {
     const std::size_t combinations = combinations_of(plan, members);
     Set& s = sets_.emplace_back(members, std::vector<char>(combinations, 0), combinations);
     for_each_excluded(plan, members, combinations,
                       [&](std::size_t code) { s.covered[code] = 1, --s.missing; });
   }
+  for (const std::vector<int>& row : rows) add(row);
+}
+
+bool Coverage::gains(const std::vector<int>& row) const {
+  return std::ranges::any_of(sets_, [&](const Set& s) { return !s.covered[code_of(s, row)]; });
 }
 
 void Coverage::add(const std::vector<int>& row) {

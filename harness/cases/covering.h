@@ -30,13 +30,14 @@ Combinations count_combinations(const CoveringPlan& plan);
 // count as if they did.
 class Coverage {
  public:
-  explicit Coverage(const CoveringPlan& plan);
+  explicit Coverage(const CoveringPlan& plan, const std::vector<std::vector<int>>& rows = {});
 
   // A combination of the levels of one set of the plan.
   struct Combination {
     std::size_t set, code;
   };
   void add(const std::vector<int>& row);
+  bool gains(const std::vector<int>& row) const;  // whether it holds a combination that is missing
   bool has(const Combination& c) const { return sets_[c.set].covered[c.code] != 0; }
   std::vector<Combination> missing() const;
   // The levels of the combination in their places; the others are open (-1).

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "problem/random.h"
 
@@ -39,28 +40,41 @@ class Possible {
 
   const std::vector<Factor>& factors() const { return factors_; }
 
-  // Leaves out the rows that the candidate declines, and adds rows with the combinations that are
-  // lost. Returns the pairs of (factor, level) for which it found no row.
-  std::vector<std::vector<std::pair<int, int>>> fit(std::vector<Row>& rows,
-                                                    const CoveringPlan& plan) const {
-    if (has_.has_all()) return {};
+  // Levels of two factors that cannot be together, as (factor, level).
+  using Pairs = std::vector<std::vector<std::pair<int, int>>>;
+
+  // Leaves out the rows that the candidate declines.
+  void leave_out_declined(std::vector<Row>& rows) const {
     std::erase_if(rows, [&](const Row& row) { return !does(row); });
-    if (rows_.empty()) return {};
-    Coverage met(plan);
-    for (const Row& row : rows) met.add(row);
-    std::vector<std::vector<std::pair<int, int>>> impossible;
+  }
+  // The pairs that occur in no row, and for which none is found.
+  Pairs impossible(const std::vector<Row>& rows, const CoveringPlan& plan) const {
+    Pairs found;
+    if (rows_.empty()) return found;
+    const Coverage met(plan, rows);
     for (const Coverage::Combination& lost : met.missing()) {
-      if (met.has(lost)) continue;  // one of the rows that were added since holds it
+      const std::vector<int>& members = met.sets()[lost.set].factors;
       const Row levels = met.row_of(lost);
-      if (const std::optional<Row> row = row_with(levels)) {
-        met.add(*row);
-        rows.push_back(*row);
-      } else if (met.sets()[lost.set].factors.size() == 2) {
-        std::vector<std::pair<int, int>>& pair = impossible.emplace_back();
-        for (const int f : met.sets()[lost.set].factors) pair.emplace_back(f, levels[usize(f)]);
-      }
+      if (members.size() != 2 || row_with(levels)) continue;
+      found.emplace_back();
+      for (const int f : members) found.back().emplace_back(f, levels[usize(f)]);
     }
-    return impossible;
+    return found;
+  }
+  // Adds rows with the combinations that are lost: of `others` those that hold one, then new ones.
+  void restore(std::vector<Row>& rows, const std::vector<Row>& others,
+               const CoveringPlan& plan) const {
+    if (rows_.empty()) return;
+    Coverage met(plan, rows);
+    const auto keep = [&](const Row& row) {
+      met.add(row);
+      rows.push_back(row);
+    };
+    for (const Row& row : others)
+      if (met.gains(row)) keep(row);
+    for (const Coverage::Combination& lost : met.missing())
+      if (!met.has(lost))
+        if (const std::optional<Row> row = row_with(met.row_of(lost))) keep(*row);
   }
 
  private:
@@ -193,16 +207,18 @@ std::vector<Row> array_of(const CoveringPlan& plan, std::uint64_t array_seed,
 std::vector<Case> cases_of(const Possible& possible, const CoveringPlan& plan,
                            std::uint64_t array_seed, const SuiteSeed& seed) {
   std::vector<Row> rows = array_of(plan, array_seed, seed);
-  CoveringPlan without = plan;
-  without.excluded = possible.fit(rows, plan);
-  // Where some pairs cannot be, an array that knows it has fewer rows with them, so that fewer of
-  // the other combinations are lost.
-  if (!without.excluded.empty()) {
-    without.excluded.insert(without.excluded.end(), plan.excluded.begin(), plan.excluded.end());
-    if (std::vector<Row> again = array_of(without, array_seed, seed); !again.empty()) {
-      possible.fit(again, without);
-      rows = std::move(again);
+  if (!seed.has.has_all()) {
+    possible.leave_out_declined(rows);
+    CoveringPlan fitting = plan;
+    std::vector<Row> first;
+    // An array that knows which pairs cannot be has fewer rows with them, so that fewer of the
+    // other combinations are lost.
+    if (const auto impossible = possible.impossible(rows, plan); !impossible.empty()) {
+      fitting.excluded.insert(fitting.excluded.end(), impossible.begin(), impossible.end());
+      first = std::exchange(rows, array_of(fitting, array_seed, seed));
+      possible.leave_out_declined(rows);
     }
+    possible.restore(rows, first, fitting);
   }
   std::vector<Case> cases;
   for (const Row& row : rows) {
@@ -250,9 +266,13 @@ void leave_out(std::vector<Factor>& factors, std::initializer_list<std::string_v
 }
 
 std::vector<Case> cover(const std::vector<Factor>& factors, int structural_strength,
-                        std::uint64_t array_seed, const SuiteSeed& seed) {
+                        std::uint64_t array_seed, const SuiteSeed& seed, std::size_t most) {
   const Possible possible(factors, seed.has);
-  return cases_of(possible, plan_of(possible.factors(), structural_strength, {}), array_seed, seed);
+  CoveringPlan plan = plan_of(possible.factors(), structural_strength, {});
+  const Coverage coverage(plan);
+  if (std::ranges::any_of(coverage.sets(), [&](const auto& s) { return s.covered.size() > most; }))
+    plan = plan_of(possible.factors(), 2, {});
+  return cases_of(possible, plan, array_seed, seed);
 }
 
 std::vector<Case> cover(const std::vector<Factor>& factors,

@@ -3,12 +3,13 @@
 //
 // For a candidate that lacks features, an array is drawn over what the candidate does: first a case
 // of the array is sought that the candidate does, then each level is kept with which it does one.
-// Rows that the candidate declines all the same are left out, and rows with the pairs that are lost
-// so take their places.
+// Rows that the candidate declines all the same are left out, and rows with the combinations that
+// are lost so take their places.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -75,10 +76,12 @@ struct SuiteSeed {
 };
 
 // The cases of a covering array: every pair of levels occurs in a case, and every combination of
-// `structural_strength` levels of structural factors. The array has a seed of its own, so that a
-// suite has the same shapes under every --seed.
+// `structural_strength` levels of structural factors; only pairs, if some set of factors has more
+// than `most` combinations. The array has a seed of its own, so that a suite has the same shapes
+// under every --seed.
 std::vector<Case> cover(const std::vector<Factor>& factors, int structural_strength,
-                        std::uint64_t array_seed, const SuiteSeed& seed);
+                        std::uint64_t array_seed, const SuiteSeed& seed,
+                        std::size_t most = std::numeric_limits<std::size_t>::max());
 
 // The same, in triples, without the combinations that cannot occur. `count` receives how many
 // combinations there are, and how many of them cannot occur.
