@@ -141,7 +141,8 @@ double ProductBounds::bound_of_any_order(std::size_t i, double steps, double lar
   // the sum after it
   if (c.block > 0)
     roundings =
-        steps + terms_[Term::sum_blocks] * (std::ceil(steps / c.block) * (c.block + 2) - steps);
+        steps + terms_[Term::sum_blocks] *
+                    (std::ceil(steps / c.block) * (std::min<double>(c.block, steps) + 2) - steps);
   return weights +
          terms_[Term::sum_in_any_order] * gamma_factor(roundings, c.roundoff) *
              (gauge_[i] + weights) +
@@ -181,10 +182,11 @@ ProductElementBound ProductBounds::of_element(std::size_t column) const {
 }
 
 // bounds_product.md, 5: the product with a tensor scale
-void ProductElementBound::scale_by(double g, double size, const ProductContract& c) {
+void ProductElementBound::scale_by(double g, double size, bool in_weights,
+                                   const ProductContract& c) {
   const ProductTerms& counts = *terms;
   bound *= std::fabs(g);
-  if (!is_power_of_two(g) && !c.scales_weights)
+  if (!is_power_of_two(g) && !in_weights)
     bound = bound * (1 + c.roundoff) + counts[Term::tensor_scale] * c.roundoff * size;
   bound += counts[Term::tensor_scale_underflow] * c.floor;
   reach *= std::fabs(g) * (1 + 2 * c.roundoff);

@@ -17,7 +17,7 @@ struct ProductElementBound {
   const ProductTerms* terms = nullptr;
 
   // Multiplies by a tensor scale g. `size` is the absolute value of the exact result.
-  void scale_by(double g, double size, const ProductContract& contract);
+  void scale_by(double g, double size, bool in_weights, const ProductContract& contract);
 };
 
 class ProductBounds {

@@ -40,11 +40,13 @@ class ProductJudge {
   void judge_element(const ProductRow& row, Index m, const ProductColumns& w, Index i) {
     ExactSum exact = exact_of(row, w, i, p_.k);
     ProductElementBound bound = bounds_.of_element(usize(i));
-    for (double g : {static_cast<double>(p_.w.tensor_scale), tensor_scale_of_a(p_)}) {
-      if (g == 1) continue;
+    const auto scale_by = [&](double g, bool in_weights) {
+      if (g == 1) return;
       exact = times(exact, g);
-      bound.scale_by(g, std::fabs(exact.high), contract_);
-    }
+      bound.scale_by(g, std::fabs(exact.high), in_weights, contract_);
+    };
+    scale_by(static_cast<double>(p_.w.tensor_scale), contract_.scales_weights);
+    scale_by(tensor_scale_of_a(p_), false);
     const Index position = c_.at(0, 0, m, w.first + i);
     Element e = element_at(Output::c, 0, 0, m, w.first + i);
     measure(e, load(c_, position), exact.high, exact.low,
@@ -202,9 +204,12 @@ namespace {
 Verdict judge_bounds(const Product& p, const TensorView& c, const ProductContract& declared,
                      const JudgeOptions& options) {
   ProductContract contract = declared;
-  // Sums of scaled weights underflow as such; the bound is scaled at the end.
-  if (contract.scales_weights)
-    contract.floor /= std::min(1.0, std::fabs(static_cast<double>(p.w.tensor_scale)));
+  // Sums of scaled weights underflow and overflow as such; the bound is scaled at the end.
+  if (contract.scales_weights) {
+    const double g = std::fabs(static_cast<double>(p.w.tensor_scale));
+    contract.floor /= std::min(1.0, g);
+    contract.largest /= std::max(1.0, g);
+  }
   const std::vector<Index> rows = rows_to_judge(p.m, options.sample_rows, options.seed);
   Tally tally(options, Ties::last);
   judge_columns(p, c, contract, options, rows, tally);

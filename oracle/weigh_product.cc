@@ -90,13 +90,22 @@ class AlignedSum {
   double sum_ = 0;
 };
 
-RowMajorSingle aligned_product(const ProductSample& s, const Eigen::RowVectorXd& units,
-                               const ProductContract& c, Index serial) {
+// The weights as they are multiplied, but for a tensor scale that comes last.
+RowMajor multiplied_weights(const ProductSample& s, const ProductContract& c, bool scales_last) {
+  RowMajor w = scales_last ? RowMajor(s.w / s.tensor_scale) : s.w;
+  if (c.weight_dtype)
+    for (double& weight : w.reshaped()) weight = round_to(*c.weight_dtype, weight);
+  return w;
+}
+
+RowMajorSingle aligned_product(const ProductSample& s, const RowMajor& w,
+                               const Eigen::RowVectorXd& units, const ProductContract& c,
+                               Index serial) {
   const int bits = -std::ilogb(c.roundoff);
   // Some kernels add every 128 terms to a sum in binary32.
   const Index promoted = serial % 2 == 0 ? s.a.cols() : 128;
   RowMajorSingle out(s.a.rows(), s.w.cols());
-  const RowMajor columns = (s.w * units.asDiagonal()).transpose();
+  const RowMajor columns = (w * units.asDiagonal()).transpose();
   std::vector<double> products(usize(c.block));
   for (Index r = 0; r < out.rows(); ++r)
     for (Index j = 0; j < out.cols(); ++j) {
@@ -127,17 +136,20 @@ Eigen::RowVectorXd draw_units(Index columns, SplitMix64& random, Index serial) {
 // One run of the product in the roundings of the contract, in the units of its columns.
 RowMajorSingle emulate(const ProductSample& s, const Eigen::RowVectorXd& units,
                        const ProductContract& c, SplitMix64& random, Index serial) {
-  if (c.block > 0) return aligned_product(s, units, c, serial);
+  const bool scales_last = s.tensor_scale != 1 && !c.scales_weights;
+  const RowMajor multiplied = multiplied_weights(s, c, scales_last);
+  if (c.block > 0) {
+    RowMajorSingle out = aligned_product(s, multiplied, units, c, serial);
+    if (scales_last) out *= static_cast<float>(s.tensor_scale);
+    return out;
+  }
   Contract dot;
   dot.dot_roundoff = c.roundoff;
   if (c.roundoff == 0x1p-23) dot.dot_block = 16;
   Schedule how = draw_schedule(dot, 1, random, serial);
   // Parts of 0 are the whole sum; in order, a group is a part.
   if (c.order != ProductOrder::any && s.group > 0 && serial % 2 == 0) how.dot_part = s.group;
-  const bool scales_last = s.tensor_scale != 1 && !c.scales_weights;
-  RowMajorSingle a = s.a.cast<float>();
-  RowMajorSingle w = (scales_last ? RowMajor(s.w / s.tensor_scale) : s.w).cast<float>();
-  if (c.weight_dtype) round_all(*c.weight_dtype, w);
+  RowMajorSingle a = s.a.cast<float>(), w = multiplied.cast<float>();
   w *= units.cast<float>().asDiagonal();
   // Where a large term stands decides how many roundings of its size follow.
   if (c.order != ProductOrder::groups_in_order && how.dim_seed != 0 && serial % 2 != 0) {
@@ -283,12 +295,19 @@ FilterAnswers ask(const ProductSample& s, const ProductReplicates& typical, doub
   return answers;
 }
 
+// Sums are emulated in binary32, rounded or truncated, in f16, and in blocks of any roundoff.
+bool is_emulated(const ProductContract& c) {
+  return c.block > 0 || c.roundoff <= 0x1p-24 || c.roundoff == 0x1p-23 || c.roundoff == 0x1p-11;
+}
+
 }  // namespace
 
 Evidence weigh_product(const Product& p, const TensorView& c,
                        std::span<const ProductContract> contracts, const Verdict& bounds,
                        const JudgeOptions& options) {
   if (p.m == 0 || p.n == 0 || p.k == 0) return not_asked("there is no product");
+  if (!std::ranges::all_of(contracts, is_emulated))
+    return not_asked("no run of a product has such a roundoff");
   const ProductSample sample = sample_product(p, c, bounds, options.seed);
   return best_fit(contracts, sample.out, options,
                   [&](const ProductContract& contract, Evidence& e) {

@@ -115,7 +115,7 @@ TEST_F(Library, TheDeclaredArithmeticOfProductsIsTheContract) {
   for (const auto& [mistake, words] : std::map<std::string, std::string>{
            {"cannot_multiply_so",
             "the library declares an arithmetic that cannot be: order = 2 goes with neither block"},
-           {"tells_no_arithmetic", "the library's arithmetic function answered "}}) {
+           {"tells_no_arithmetic", "the library's product_arithmetic answered 5"}}) {
     const Ran r = check(built(mistake), line);
     EXPECT_EQ(r.status, 1) << mistake << ": " << r.output;
     EXPECT_THAT(r.output, HasSubstr(words)) << mistake;

@@ -147,7 +147,8 @@ double bound_of(const World& world, const ProductContract& contract, const Produ
   bounds.compute(world.row, column, contract, world.s.k);
   ProductElementBound element = bounds.of_element(0);
   if (world.s.tensor_scale != 0)
-    element.scale_by(static_cast<double>(world.s.tensor_scale), std::fabs(exact), contract);
+    element.scale_by(static_cast<double>(world.s.tensor_scale), std::fabs(exact),
+                     contract.scales_weights, contract);
   return element.bound;
 }
 

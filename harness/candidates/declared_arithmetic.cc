@@ -20,7 +20,7 @@ namespace {
 std::optional<Dtype> dtype_of_bits(int bits, std::string& wrong) {
   if (bits == 16) return Dtype::f16;
   if (bits == -16) return Dtype::bf16;
-  if (bits != 0) wrong = fmt::format("{} bits", bits);
+  if (bits != 0) wrong = fmt::format("{} bits: a dtype is 0 (none), 16 (f16) or -16 (bf16)", bits);
   return std::nullopt;
 }
 
@@ -222,6 +222,11 @@ ProductContract contract_of(const std::string& name, const assay_product_arithme
   c.scales_weights = in("scales_weights", a.scales_weights, 0, 1) != 0;
   c.weight_dtype = dtype_of_bits(a.weight_bits, wrong);
   in("reserved", a.reserved, 0, 0);
+  if (c.scales_weights && c.weight_dtype && wrong.empty())
+    wrong = fmt::format(
+        "weight_bits = {} goes with no scales_weights = 1: it rounds weights before their tensor "
+        "scale",
+        a.weight_bits);
   // The bounds of groups hold neither of them.
   if (c.order != ProductOrder::any && wrong.empty() &&
       (c.block > 0 || c.scales_weights || c.weight_dtype))

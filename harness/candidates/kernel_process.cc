@@ -476,7 +476,9 @@ KernelProcess::Answer KernelProcess::ask(KernelCall& call, int operation,
   if (response.has_arithmetic) {
     if (response.arithmetic_status != ASSAY_SUCCESS && answer.finding.empty())
       answer.finding =
-          fmt::format("the library's arithmetic function answered {}", response.arithmetic_status);
+          fmt::format("the library's {} answered {}",
+                      operation == ASSAY_PRODUCT ? "product_arithmetic" : "arithmetic function",
+                      response.arithmetic_status);
     if (operation == ASSAY_PRODUCT) answer.product_arithmetic = response.product_arithmetic;
     else answer.arithmetic = response.arithmetic;
   }

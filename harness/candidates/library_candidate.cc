@@ -174,7 +174,10 @@ class Library : public Candidate, private Guest {
     a.w = call.add_list(w);
     a.c = call.add_output("c", batch.c);
     a.run = call.add(plain_run(how.threads));
-    return finish(process_.run(call, batch_operation, a), batch_operation);
+    const KernelProcess::Answer answer = process_.run(call, batch_operation, a);
+    if (answer.finding.empty() && answer.status == ASSAY_UNSUPPORTED)
+      throw CandidateDeclined("product_batch answered unsupported");
+    return finish(answer, batch_operation);
   }
   GroupScale scale_rule() const override { return scale_rule_; }
   std::unique_ptr<Candidate> fresh() const override {

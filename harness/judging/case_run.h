@@ -248,6 +248,8 @@ void ask_relations(const CaseRun& run, const Step& step, const typename Step::Ou
                       text_of(found[relation.name])));
     } catch (const CandidateDeclined& e) {
       found[relation.name] = Relation::not_applicable(e.what());
+    } catch (const CandidateError& e) {
+      found[relation.name] = Relation::violated(e.what());
     }
   }
   for (const auto& [name, relation] : found)

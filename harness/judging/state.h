@@ -77,7 +77,10 @@ std::string told_of_other(const Asked<Step>& asked, const Changed<Step>& other,
   if (const Guest* guest = asked.candidate.guest()) {
     const std::unique_ptr<Candidate> fresh = guest->fresh();
     const typename Step::Out out = other.step.outputs();
-    std::string alone = run_guarded(other.step, *fresh, out, Poison::nan, execution_of(other.c));
+    // It is asked first, so that it declares its arithmetic.
+    std::string alone = fresh->unsupported(other.step.call(out));
+    if (alone.empty())
+      alone = run_guarded(other.step, *fresh, out, Poison::nan, execution_of(other.c));
     if (alone.empty()) alone = wrong_outputs(asked, *fresh, other.step, out);
     if (!alone.empty())
       return fmt::format("another case is wrong, and by itself, in a fresh process: '{}': {}", line,

@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
+#include "harness/judging/product_batch.h"
 #include "harness/judging/state.h"
 
 namespace assay {
@@ -35,7 +37,12 @@ std::string wrong_in_variant(const Asked<Step>& asked) {
   if (const std::string why = asked.candidate.unsupported(step.call(out)); !why.empty())
     throw CandidateDeclined(why);
   std::string wrong = run_guarded(step, asked.candidate, out, Poison::nan, execution_of(step.c));
-  return wrong.empty() ? wrong_outputs(asked, asked.candidate, step, out) : wrong;
+  if (wrong.empty()) wrong = wrong_outputs(asked, asked.candidate, step, out);
+  if constexpr (std::is_same_v<Step, ProductStep>)
+    if (wrong.empty() && asked.candidate.abilities().batches)
+      if (const Relation batch = product_batch(asked); batch.how == Relation::How::violated)
+        return batch.why;
+  return wrong;
 }
 
 // Judges the variants beside the one in use, which the step itself has judged. Of many, each case

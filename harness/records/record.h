@@ -73,7 +73,7 @@ struct VerifyOptions {
   bool power = true;
   EvidenceRule evidence = EvidenceRule::fail;
   bool pictures = false;  // keep the data that a report draws
-  // What the kernel of a record of attention declares; nothing: the ladder is tried.
+  // What the kernel of a record declares; nothing: the ladder is tried.
   std::optional<Arithmetic> arithmetic = std::nullopt;
   // What is declared beside what the line of the record declares.
   Conventions conventions = {};

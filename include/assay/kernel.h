@@ -328,8 +328,10 @@ typedef struct assay_product_arithmetic {
   int32_t block;
   int32_t products_rounded; /* 1: a product is rounded before it is added (no fused multiply-add) */
   int32_t scales_weights;   /* 1: a tensor scale is multiplied into every weight of W */
-  int32_t weight_bits;      /* dtype to which dequantized weights of W are rounded: 0, 16 or -16 */
-  int32_t reserved;         /* 0 */
+  /* dtype to which dequantized weights of W are rounded, without a tensor scale, which is
+   * multiplied last: 0, 16 or -16. Not together with scales_weights. */
+  int32_t weight_bits;
+  int32_t reserved; /* 0 */
 } assay_product_arithmetic;
 
 /* Declares sums in fp32 in any order. */
@@ -603,9 +605,11 @@ typedef struct assay_kernel {
                                      const assay_dtype* output, assay_product_arithmetic* declared);
   /* The products of a batch in one call: C[b] = A[b] W[b], where A is [B, 1, M, K] and C is
    * [B, 1, M, N]. w (and a_low, for a low-bit A) are B matrices of one format and shape, each with
-   * bytes of its own; of a and a_low, one is NULL. Before a call, supports_product is asked about
-   * that A and the first w, or supports_low_bit about the first of each. Beside such a function the
-   * table has product or product_low_bit, whose cases it is judged with. */
+   * bytes and a tensor scale of its own; of a and a_low, one is NULL. Before a call,
+   * supports_product is asked about that A and the first w, or supports_low_bit about the first of
+   * each, and then product_arithmetic; a batch that the kernel does not take may also be answered
+   * with ASSAY_UNSUPPORTED. Beside such a function the table has product or product_low_bit, with
+   * whose cases it is judged; without both of them it is never called. */
   assay_status (*product_batch)(int64_t batch, const assay_tensor* a, const assay_low_bit* a_low,
                                 const assay_low_bit* w, const assay_tensor* c,
                                 const assay_run* run);

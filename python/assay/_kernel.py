@@ -308,6 +308,8 @@ class Kernel:
     def declared(self) -> Dict[str, str]:
         """What the kernel declares, in words, for each of its dtypes."""
         dtypes = [f[len("dtype=") :] for f in self.features if f.startswith("dtype=")]
+        if self.operation == "product":  # f32 is that of a low-bit A, too
+            dtypes = sorted({"f32", *dtypes} - {"f64"})
         texts = {dtype: arithmetic_text(self._declared(dtype)) for dtype in dtypes}
         return {dtype: text for dtype, text in texts.items() if text is not None}
 

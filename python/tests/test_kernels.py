@@ -412,6 +412,11 @@ def test_a_product_declares_its_sums():
     assert undeclared["outcome"] == "pass", undeclared["reason"]
     assert "rounded to the dtype of A" in undeclared["contract"]
     assert declaring(rounded, {"weight_bits": 16}).judge(line)["outcome"] == "pass"
+    by_block = declaring(rounded, {"weight_bits": 16, "block": 16, "roundoff": 2.0**-23})
+    result = by_block.judge(line + " out=f32")  # typical errors are those of rounded weights, too
+    assert result["outcome"] == "pass" and result["evidence"]["rows"]["C"]["s"] > 0.1
+    coarse = declaring(int8_product, {"roundoff": 2.0**-8}).judge(line)
+    assert coarse["outcome"] == "pass" and "roundoff" in coarse["evidence"]["not_asked"]
     for arithmetic, words in (
         ("quick", "which is none for f32: fp32 sums by group, any order; "),
         ({"tile": 4}, "^arithmetic: 'tile=4' is no FIELD=NUMBER; the fields are roundoff"),
