@@ -46,8 +46,8 @@ while read -r file kind suite faults; do
     complain all_of "$kind is right, and was failed"
     continue
   fi
-  whole=$(sed -n 's/^[0-9]* of \([0-9]*\) cases of the whole suite .*/\1/p' "$work/log")
-  declined=$(sed -n 's/^\([0-9]*\) of [0-9]* cases of the whole suite .*/\1/p' "$work/log")
+  whole=$(sed -n 's/.*; of the \([0-9]*\) cases* for one that does everything, .*/\1/p' "$work/log")
+  declined=$(sed -n 's/.* for one that does everything, \([0-9]*\) needs* what .*/\1/p' "$work/log")
   after= of_kind=0 of_kind_found=0
   [ "${FAULTS:-}" != none ] || faults=
   for fault in $faults; do
