@@ -309,11 +309,16 @@ TEST_F(Library, AKernelThatIsNotDeterministicIsToldSo) {
 #ifdef __SSE__
 TEST_F(Library, FlushedSubnormalNumbersAreToldAsThat) {
   // K holds subnormal numbers, and Q huge ones.
-  const char* subnormal = "--case 'attention b=1 h=1 l=7x9 d=5/3 scores=near-overflow'";
-  const Ran r = check(built("flushes_subnormals"), subnormal);
-  EXPECT_EQ(r.status, 1) << r.output;
+  const std::string line = "attention b=1 h=1 l=7x9 d=5/3 scores=near-overflow";
+  const std::string library = built("flushes_subnormals");
+  const Ran r = check(library, "--case '" + line + "'");
+  EXPECT_EQ(r.status, 0) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("differs by convention: subnormals:flushed"));
   EXPECT_THAT(r.output, HasSubstr("compute 0 in the place of subnormal numbers when it is loaded"));
-  EXPECT_EQ(check(built("none"), subnormal).status, 0);
+  const Ran kept = check(library, "--case '" + line + " convention=subnormals:kept'");
+  EXPECT_EQ(kept.status, 1) << kept.output;
+  EXPECT_THAT(kept.output, HasSubstr("compute 0 in the place of subnormal numbers when it is"));
+  EXPECT_EQ(check(built("none"), "--case '" + line + "'").status, 0);
 }
 #endif
 

@@ -90,7 +90,8 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   } catch (const CandidateDeclined& e) {
     run.end(Outcome::unsupported, e.what());
   }
-  if (const Guest* guest = candidate.guest(); guest && result.outcome == Outcome::fail)
+  const bool flushes = result.verdict.differs.of<Subnormals>() == Subnormals::flushed;
+  if (const Guest* guest = candidate.guest(); guest && (result.outcome == Outcome::fail || flushes))
     if (const std::string remark = guest->remark(); !remark.empty()) result.reason += "; " + remark;
   return result;
 }
