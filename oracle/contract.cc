@@ -99,11 +99,19 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
 
 namespace {
 
+Contract first_of(const std::vector<Contract>& ladder, bool (*is_it)(const Contract&)) {
+  return *std::ranges::find_if(ladder, is_it);
+}
+
 // The rung of a softmax between scores and weights that are stored.
 Contract stored_softmax(Dtype dtype, Index tile) {
-  const std::vector<Contract> ladder = contract_ladder(dtype, tile);
-  return *std::ranges::find_if(ladder,
-                               [](const Contract& c) { return c.score_dtype && c.divides_first; });
+  return first_of(contract_ladder(dtype, tile),
+                  [](const Contract& c) { return c.score_dtype && c.divides_first; });
+}
+
+// The first rung of matrix instructions.
+Contract truncating(Dtype dtype, Index tile) {
+  return first_of(contract_ladder(dtype, tile), [](const Contract& c) { return c.dot_block > 0; });
 }
 
 }  // namespace
@@ -126,8 +134,10 @@ std::vector<Contract> backward_ladder(Dtype dtype, Index tile, Index group) {
     stores_heads = stores_heads || (may_store_heads && c.weight_dtype);
     if (stores_heads) push_stored(c, "it");
   }
-  if (dtype != Dtype::f32) {
-    Contract c = stored_softmax(dtype, tile);
+  if (dtype == Dtype::f32) return ladder;
+  // Scores that are not stored may be beyond what the dtype holds.
+  for (Contract c : {truncating(dtype, tile), stored_softmax(dtype, tile)}) {
+    c.score_gradients_late = true;
     c.dp_dtype = dtype;
     c.name += ", dP stored in it";
     if (may_store_heads) push_stored(c, "it");

@@ -31,6 +31,7 @@ float truncated(double x) {
 }
 
 bool is_half(const Contract& c) { return c.dot_roundoff == unit_roundoff(Dtype::f16); }
+bool truncates(const Contract& c) { return c.dot_roundoff == 0x1p-23; }
 
 // exp of s - m, with the error that the schedule draws from what the contract allows.
 class Exponential {
@@ -258,9 +259,10 @@ void add_operands(const Contract& c, const Schedule& how, const SingleRef& a, co
       sum.noalias() += a.middleCols(k, w) * b.middleRows(k, w);
       round_all(Dtype::f16, sum);
     }
-  } else if (c.dot_block > 0) {
-    for (Index k = 0; k < n; k += c.dot_block) {
-      const Index w = std::min<Index>(c.dot_block, n - k);
+  } else if (c.dot_block > 0 || truncates(c)) {
+    const Index block = std::max(c.dot_block, 1);
+    for (Index k = 0; k < n; k += block) {
+      const Index w = std::min(block, n - k);
       if (how.aligns_products) {
         add_aligned(c, a, b, k, w, sum);
         continue;
@@ -291,6 +293,12 @@ void add_operands(const Contract& c, const Schedule& how, const SingleRef& a, co
 }
 
 }  // namespace
+
+bool is_emulated(const Contract& c) {
+  const bool sums = c.dot_block > 0 || c.dot_roundoff <= 0x1p-24 || truncates(c) ||
+                    (is_half(c) && c.largest <= format(Dtype::f16).max_finite);
+  return sums && c.roundoff <= 0x1p-24 && c.argument_roundings <= 2 && c.division_roundings <= 2;
+}
 
 void add_product(const Contract& c, const Schedule& how, const SingleRef& a, const SingleRef& b,
                  RowMajorSingle& sum) {

@@ -51,6 +51,10 @@ struct Schedule {
 // `serial` numbers the replicates, so that choices of two are shared out evenly.
 Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index serial);
 
+// Whether there is an emulation of such roundings: sums in binary32, rounded or truncated, in f16,
+// and in blocks of any roundoff, and a softmax in binary32.
+bool is_emulated(const Contract& c);
+
 // The inputs of some rows of one head.
 struct EmulatedRows {
   const KeyValues* kv = nullptr;

@@ -18,6 +18,15 @@ double lse_of_scores(const EmulatedRows& x, const Eigen::ArrayXd& s) {
   return max + std::log((s - max).exp().sum() + std::exp(sink - max));
 }
 
+// D of a row. Where dP hardly differs from it, its roundings are all that a gradient has, and where
+// all terms are alike, a plain loop rounds as no sum in lanes does.
+float dot_of_row(const Schedule& how, const RowMajorSingle& d_o, const RowMajorSingle& o, Index r) {
+  if (!how.sums_in_order) return d_o.row(r).dot(o.row(r));
+  float sum = 0;
+  for (Index c = 0; c < o.cols(); ++c) sum += d_o(r, c) * o(r, c);
+  return sum;
+}
+
 // exp(s - lse) before its own error. A kernel that computes 2^x multiplies both numbers by log2 e;
 // the product with lse is rounded, and the other one is fused into the difference. The constant of
 // the scores is rounded together with the scale, that of LSE alone: where scores are large, the
@@ -62,7 +71,7 @@ EmulatedGradients emulate_backward(const Contract& c, const Schedule& how, const
         weights_of_row(c, how, scores, lse) * (1 + offset + per_unit * (scores - lse).max(-200.0));
     const double floor = how.flushes ? c.exp_floor : 0;
     p.row(r) = (weight < floor).select(0.0, weight).cast<float>().matrix().transpose();
-    const float delta = in.d_o.row(r).dot(in.o.row(r)) - in.d_lse(r);
+    const float delta = dot_of_row(how, in.d_o, in.o, r) - in.d_lse(r);
     if (x.kept.size() > 0) dp.row(r).array() *= x.kept.row(r).array() * in.keep_scale;
     if (c.dp_dtype) {
       RowMajorSingle stored = dp.row(r);

@@ -172,6 +172,8 @@ Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
   // Codes times scales: kernels multiply by the scale before or after the sums.
   if (problem.k.dtype == Dtype::f64 || problem.v.dtype == Dtype::f64)
     return not_asked("stored K or V are no numbers of binary32");
+  if (!std::ranges::all_of(contracts, [](const Contract& c) { return is_emulated(c); }))
+    return not_asked("no run of attention has such roundings");
   const AttentionShape& s = problem.shape;
   if (s.batch == 0 || s.rows == 0) return not_asked("there is no row");
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);

@@ -387,6 +387,8 @@ Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& 
   if (s.group() * s.rows * s.keys > most_gradient_pairs)
     return not_asked("a group has too many pairs");
   if (s.batch == 0 || s.rows == 0 || s.keys == 0) return not_asked("there is no gradient");
+  if (!std::ranges::all_of(contracts, [](const Contract& c) { return is_emulated(c); }))
+    return not_asked("no run of attention has such roundings");
   std::vector<EvidenceGroup> groups;
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);
   for (const auto& [b, g] : choose_groups(s, bounds, budget))

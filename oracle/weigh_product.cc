@@ -306,7 +306,7 @@ Evidence weigh_product(const Product& p, const TensorView& c,
                        std::span<const ProductContract> contracts, const Verdict& bounds,
                        const JudgeOptions& options) {
   if (p.m == 0 || p.n == 0 || p.k == 0) return not_asked("there is no product");
-  if (!std::ranges::all_of(contracts, is_emulated))
+  if (!std::ranges::all_of(contracts, [](const ProductContract& x) { return is_emulated(x); }))
     return not_asked("no run of a product has such a roundoff");
   const ProductSample sample = sample_product(p, c, bounds, options.seed);
   return best_fit(contracts, sample.out, options,

@@ -114,6 +114,10 @@ TEST(Evidence, EmulatedKernelsRaiseNoAlarmWhereTheyOnceDid) {
            Right{"attention b=2 h=3/1 l=97x64 d=128/96 dtype=f32 scale=0.25 softcap=50 "
                  "window=16,0 starts=25,0 scores=near-overflow values=ramp seed=421",
                  "fp32, sums that flush"},
+           // dP is stored, and scores are not: they are beyond what f16 holds.
+           Right{"backward b=1 h=2 l=20x84 d=64 dtype=f16 offset=37 bool=random@ij alibi "
+                 "scores=far-negative values=offset seed=30059",
+                 "dP stored in the dtype"},
        }) {
     const Case c = parse_case(line);
     const std::vector<Emulation> all = emulations(c.dtype);
@@ -128,6 +132,29 @@ TEST(Evidence, EmulatedKernelsRaiseNoAlarmWhereTheyOnceDid) {
         EXPECT_EQ(v.differs.of<Subnormals>(), Subnormals::flushed) << v.reason;
       }
     }
+  }
+}
+
+// Roundings that no emulation has would be taken for fp32's, and a right kernel for a wrong one.
+TEST(Evidence, RoundingsWithoutAnEmulationAreNotAsked) {
+  const Case c = parse_case("attention b=1 h=2 l=40 d=64 dtype=f16 seed=3");
+  std::vector<Emulation> all = emulations(c.dtype);
+  const auto half = std::ranges::find(all, "fp16 accumulator",
+                                      [](const Emulation& e) { return e.contract.name; });
+  ASSERT_NE(half, all.end());
+  EXPECT_THAT(emulated_verdict(c, *half, true).evidence.not_asked, "");
+  for (void (*const coarser)(Contract&) : {
+           +[](Contract& x) { x.dot_roundoff = 0x1p-10; },
+           +[](Contract& x) { x.roundoff = 0x1p-11; },
+           +[](Contract& x) { x.argument_roundings = 3; },
+           +[](Contract& x) { x.division_roundings = 3; },
+           +[](Contract& x) { x.largest = 1e6; },
+       }) {
+    Emulation declared = *half;
+    coarser(declared.contract);
+    const Verdict v = emulated_verdict(c, declared, true);
+    EXPECT_EQ(v.outcome, Outcome::pass) << v.reason;
+    EXPECT_EQ(v.evidence.not_asked, "no run of attention has such roundings");
   }
 }
 
