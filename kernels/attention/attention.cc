@@ -9,6 +9,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
+extern template class Packer<NoStages>;  // stored_rows.cc
+
 // attention_splits.cc, so that each half compiles in half of the time
 void run_forward_by_splits(ForwardPlan& plan);
 

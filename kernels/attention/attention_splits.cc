@@ -10,6 +10,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
+extern template class Packer<NoStages>;  // stored_rows.cc
+
 void run_forward_by_splits(ForwardPlan& plan) {
   forward_by_splits<Operands::floats>(plan, NoStages{});
 }

@@ -199,24 +199,6 @@ HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, co
   }
 }
 
-// Does what score_panel does, on keys that are not packed.
-template <Dtype dtype, std::size_t... R>
-HWY_INLINE void score_rows(std::index_sequence<R...>, const float* q, Index dim,
-                           const PanelRows& keys, float scale, float* scores) {
-  const Lanes d;
-  const std::size_t n = hn::Lanes(d);
-  Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
-  transpose_rows<dtype>(d, keys, dim, [&](Index half, Index c, Vector column) HWY_ATTR {
-    const float* row = q + c * static_cast<Index>(sizeof...(R));
-    if (half == 0) ((left[R] = hn::MulAdd(hn::Set(d, row[R]), column, left[R])), ...);
-    else ((right[R] = hn::MulAdd(hn::Set(d, row[R]), column, right[R])), ...);
-  });
-  const Vector s = hn::Set(d, scale);
-  ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride),
-    hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)),
-   ...);
-}
-
 // ---- Packing ------------------------------------------------------------------------------------
 
 struct PackedValues {
@@ -232,6 +214,17 @@ struct ValuesInPlace {
   Index stride = 0, ahead = 0;       // as in PanelRows
   const std::byte* zeros = nullptr;  // of pairs: a row of zeros
 };
+
+// ---- What a few rows compute from keys and values where they are stored (stored_rows.cc)
+// ---------
+
+// Does for each of the rows what score_panel does, on a panel of keys that is not packed.
+void score_stored_keys(const float* q, Index rows, Index dim, const PanelRows& keys, float scale,
+                       float* scores);
+// accumulator = correction * accumulator + P V for each of the rows. weights points to the weight
+// of the first of the `count` values; dim is a multiple of a panel's columns.
+void add_stored_values(const float* weights, Index rows, Index dim, const ValuesInPlace& values,
+                       const float* correction, float* accumulator, Index accumulator_stride);
 
 // As many of the values [j, j + count) as lie in one page, where they are stored; without data if
 // they cannot be read there.

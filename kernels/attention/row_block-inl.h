@@ -291,12 +291,7 @@ class RowBlock {
                 scores_.get() + r * score_stride + j);
           });
         } else {
-          with_dtype(keys.dtype, [&](auto dtype) HWY_ATTR {
-            for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
-              score_rows<dtype()>(block, q_.get() + r * s_.dim, s_.dim, keys, scale,
-                                  scores_.get() + r * score_stride + j);
-            });
-          });
+          score_stored_keys(q_.get(), rows_, s_.dim, keys, scale, scores_.get() + j);
         }
       }
       return true;
@@ -394,21 +389,18 @@ class RowBlock {
     if (accumulate_in_place(tile, tiles)) return;
     const PackedValues values = tiles.values(tile);
     if (values.not_finite) return accumulate_visible(values.data);
-    for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
-      const KeyRange& seen = seen_[r];
-      accumulate_block(block, r, seen, [&](Index c) {
-        return PackedOperand{
-            values.data + c * (width_ / per_word) + seen.begin / per_word * panel_width,
-            panel_width * (width_ / per_word)};
-      });
-    });
+    for_row_blocks(rows_,
+                   [&](auto block, Index r) HWY_ATTR { accumulate_block(block, r, values.data); });
   }
 
-  // values(column) gives the operand from that column on.
-  template <class Block, class Values>
-  HWY_INLINE void accumulate_block(Block block, Index r, const KeyRange& seen,
-                                   const Values& values) {
+  template <class Block>
+  HWY_INLINE void accumulate_block(Block block, Index r, const float* packed) {
+    const KeyRange& seen = seen_[r];
     if (seen.begin >= seen.end) return;
+    const auto values = [&](Index c) {
+      return PackedOperand{packed + c * (width_ / per_word) + seen.begin / per_word * panel_width,
+                           panel_width * (width_ / per_word)};
+    };
     // A word may hold the weight of a key that nobody sees, which is 0, and its finite value.
     const Index first = seen.begin / per_word, words = words_of(seen.end) - first;
     const float* weights = scores_.get() + r * score_stride + first;
@@ -447,15 +439,8 @@ class RowBlock {
         if constexpr (in_pairs) {
           accumulate_pairs_in_place(run, values);
         } else {
-          with_dtype(values.dtype, [&](auto dtype) HWY_ATTR {
-            const auto from = [&](Index c) {
-              return StoredOperand<dtype()>{values.data + c * bytes_of<dtype()>, values.stride,
-                                            values.ahead};
-            };
-            for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
-              accumulate_block(block, r, run, from);
-            });
-          });
+          add_stored_values(scores_.get() + run.begin, rows_, s_.value_dim, values, correction_,
+                            split_.accumulator, accumulator_stride_);
           std::fill_n(correction_, rows_, 1.0f);
         }
       }
