@@ -229,9 +229,9 @@ TEST(Judge, TheDeclaredArithmeticIsTheContract) {
 
 // A factor that the wide bound of a coarse arithmetic lets pass.
 TEST(Judge, EvidenceFailsWarnsOrIsOff) {
-  const char* const coarse = "dot_roundoff=0.01 exp_ulp=100000";
+  const char* const coarse = "dot_roundoff=0.001 dot_block=64";
   Small c;
-  for (float& o : c.o) o *= 1.1F;
+  for (float& o : c.o) o *= 1.03F;
   const json fail = judge_as(c, coarse, ASSAY_EVIDENCE_FAIL);
   EXPECT_EQ(fail["outcome"], "fail") << fail;
   EXPECT_EQ(fail["by_evidence"], true);
