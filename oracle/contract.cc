@@ -137,7 +137,6 @@ std::vector<Contract> backward_ladder(Dtype dtype, Index tile, Index group) {
   if (dtype == Dtype::f32) return ladder;
   // Scores that are not stored may be beyond what the dtype holds.
   for (Contract c : {truncating(dtype, tile), stored_softmax(dtype, tile)}) {
-    c.score_gradients_late = true;
     c.dp_dtype = dtype;
     c.name += ", dP stored in it";
     if (may_store_heads) push_stored(c, "it");

@@ -215,8 +215,7 @@ struct ValuesInPlace {
   const std::byte* zeros = nullptr;  // of pairs: a row of zeros
 };
 
-// ---- What a few rows compute from keys and values where they are stored (stored_rows.cc)
-// ---------
+// ---- A few rows with keys and values where they are stored (stored_rows.cc) ---------------------
 
 // Does for each of the rows what score_panel does, on a panel of keys that is not packed.
 void score_stored_keys(const float* q, Index rows, Index dim, const PanelRows& keys, float scale,
