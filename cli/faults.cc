@@ -24,6 +24,7 @@
 #include "harness/files.h"
 #include "harness/results/schema.h"
 #include "harness/work.h"
+#include "kernels/simd/targets.h"
 #include "problem/clock.h"
 #include "reports/html.h"
 #include "reports/store.h"
@@ -32,8 +33,9 @@ namespace assay {
 namespace {
 
 struct FaultsOptions {
-  std::string suite;  // empty: the suite of each fault's subject
-  std::string only;   // one fault by name
+  std::string suite;   // empty: the suite of each fault's subject
+  std::string only;    // one fault by name
+  std::string target;  // the SIMD target of cases that name none; empty: the best
   std::uint64_t seed = 1;
   bool undeclared = false;  // kernels are judged as if they declared no arithmetic
   Index causes = 1;         // failing cases whose causes are looked for
@@ -99,10 +101,12 @@ void note_causes(const PlantedFault& fault, const Kill& kill, FaultHunt& hunt) {
 
 // The cases of a suite, the cheapest first, because these kill most faults.
 const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suites,
-                                  const std::string& name, std::uint64_t seed) {
+                                  const std::string& name, const FaultsOptions& o) {
   const auto [found, made] = suites.try_emplace(name);
   if (!made) return found->second;
-  found->second = make_suite(name, seed).cases;
+  found->second = make_suite(name, o.seed).cases;
+  for (Case& c : found->second)
+    if (c.target.empty()) c.target = o.target;
   std::ranges::sort(found->second, {},
                     [](const Case& c) { return std::pair(multiply_adds(c), c.seed); });
   return found->second;
@@ -143,7 +147,7 @@ Plan plan_hunts(const FaultsOptions& o, FaultsScore& score) {
       continue;
     }
     const std::string suite = o.suite.empty() ? std::string(f.suite()) : o.suite;
-    const std::vector<Case>& cases = cases_of(plan.suites, suite, o.seed);
+    const std::vector<Case>& cases = cases_of(plan.suites, suite, o);
     if (std::ranges::any_of(cases, [&](const Case& c) { return reaches(f, c); }))
       plan.hunts.push_back({f, suite});
     else ++score.out_of_reach;
@@ -291,9 +295,10 @@ int report(const FaultsOptions& o, const FaultsScore& score, const Machine& mach
     tell("{} left out: suite {} runs no case of {} operation\n",
          counted(score.out_of_reach, "fault"), o.suite, score.out_of_reach == 1 ? "its" : "their");
   print_times(score);
-  tell("{} of {} killed, {} equivalent left out; {}; seed {}\n", score.killed,
+  tell("{} of {} killed, {} equivalent left out; {}; seed {}; SIMD target {}\n", score.killed,
        counted(score.faults.size(), "fault"), score.equivalent.size(),
-       alarmed ? "A FALSE ALARM" : "no false alarm", o.seed);
+       alarmed ? "A FALSE ALARM" : "no false alarm", o.seed,
+       planted_fault_target(kernels::Target::named(o.target).value()).name());
   write_score(o, score, machine);
   return score.killed == score.faults.size() && !alarmed ? all_passed : some_failed;
 }
@@ -341,6 +346,12 @@ Command add_faults(CLI::App& app) {
                       "The suite that must kill the faults, instead of each fault's own suite; "
                       "names as for `assay check --suite`");
   command->add_option("--only", o->only, "Only the fault of this name, as --list prints it");
+  command
+      ->add_option(
+          "--target", o->target,
+          "The SIMD target of cases that name none, instead of the best. Faults are compiled "
+          "for some: those of another run on the baseline")
+      ->check(CLI::IsMember(kernels::runnable_targets()));
   command->add_option("--seed", o->seed, "The seed of the inputs")
       ->transform(any_number())
       ->capture_default_str();

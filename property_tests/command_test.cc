@@ -15,6 +15,7 @@
 #include <nlohmann/json.hpp>
 
 #include "harness/judging/workers.h"
+#include "kernels/simd/targets.h"
 #include "property_tests/run_command.h"
 
 namespace assay {
@@ -338,6 +339,7 @@ TEST_F(Command, BadInputIsStatusTwoAndNamesTheField) {
       {"check --cases /no/such/file", "--cases=/no/such/file: cannot be read"},
       {"faults --only no-such-fault", "--only=no-such-fault: no such fault"},
       {"faults --suite smok", "unknown suite 'smok'"},
+      {"faults --target MMX", "--target: MMX not in {"},
       {"faults --only max-starts-at-lowest", "nothing to hunt: 1 of 1 fault named is equivalent"},
       {"faults --only delta-omitted --suite smoke",
        "nothing to hunt: suite smoke runs no case of 1 of 1 fault named"},
@@ -384,6 +386,11 @@ TEST_F(Command, FaultsAndFuzzersAreShownOnPages) {
   const Ran faults = run("faults --only causal-off-by-one --suite smoke --json " +
                          file("score.json") + " --html " + file("score.html"));
   EXPECT_EQ(faults.status, 0) << faults.output;
+  const std::string slowest = kernels::runnable_targets().back();
+  const Ran there = run("faults --only causal-off-by-one --suite smoke --target " + slowest);
+  EXPECT_EQ(there.status, 0) << there.output;
+  EXPECT_THAT(there.output,
+              AllOf(HasSubstr(" target=" + slowest), HasSubstr("; SIMD target " + slowest + "\n")));
   EXPECT_THAT(read(file("score.html")),
               AllOf(HasSubstr("\"fault\":\"causal-off-by-one\""), HasSubstr("\"machine\":{"),
                     Not(HasSubstr("\"results\":"))));
