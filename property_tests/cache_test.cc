@@ -9,6 +9,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/cache/cache_storage.h"
+#include "kernels/simd/codec.h"
 #include "kernels/simd/targets.h"
 #include "problem/dtype.h"
 #include "testing/cache_model.h"
@@ -329,6 +330,78 @@ TEST_P(CacheOn, ChunksAndTokensEqualOneCall) {
                 << static_cast<int>(kind) << " pages of " << page_size;
       }
     }
+}
+
+// As ChunksAndTokensEqualOneCall, with columns and groups as wide as vectors: a few rows read codes
+// where they are, and many rows read what was packed.
+TEST_P(CacheOn, WideRowsHaveTheBitsOfTheWholeCall) {
+  for (Dtype dtype : {Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1})
+    for (auto [group, dim] : {std::pair<Index, Index>{0, 128}, {48, 96}, {7, 64}}) {
+      constexpr Index length = 300;
+      CacheConfig config = config_of(CacheKind::paged, dtype, 1, length, 16);
+      config.group_size = group;
+      config.dim = config.value_dim = dim;
+      std::mt19937_64 random(6);
+      const Tokens k = keys_for(config, length, random), v = values_for(config, length, random);
+      const auto cache = make_cache(config);
+      ASSERT_TRUE(cache->append(0, k.tensor.view(), v.tensor.view()).ok());
+      Reading whole(config, 4, 100, 12);
+      ASSERT_TRUE(kernels::attention_cached(whole.problem, *cache, {}, whole.view(), on(1)).ok());
+      for (Index i : {0, 57, 99}) {
+        const Reading part(config, 4, 1, 0);
+        Attention p = part.problem;
+        p.q = whole.problem.q;
+        p.q.origin = p.q.at(0, 0, i, 0);
+        p.offset = {length - 100 + i};
+        ASSERT_TRUE(kernels::attention_cached(p, *cache, {}, part.view(), on(1)).ok());
+        for (Index h = 0; h < 4; ++h)
+          ASSERT_EQ(row_difference(whole.view(), 0, h, i, part.view(), 0, 0, dim), "")
+              << format(dtype).name << " groups of " << group << ", row " << i;
+      }
+    }
+}
+
+// Attention over one key is its value, whatever the code and the scale are.
+TEST_P(CacheOn, EveryCodeAndScaleIsRead) {
+  for (Dtype dtype : {Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1})
+    for (Index group : {32, 48, 7})
+      for (Index rows : {1, 40}) {
+        constexpr Index dim = 288;
+        CacheConfig config = config_of(CacheKind::contiguous, dtype, 1, 1, 1);
+        config.kv_heads = 1;
+        config.group_size = group;
+        config.value_dim = dim;
+        std::mt19937_64 random(8);
+        const Tokens k = keys_for(config, 1, random), v = values_for(config, 1, random);
+        const auto cache = make_cache(config);
+        ASSERT_TRUE(cache->append(0, k.tensor.view(), v.tensor.view()).ok());
+        const kernels::StoredColumns& stored = cache->stored(0, 0).values.columns;
+        auto* bytes = reinterpret_cast<std::uint8_t*>(const_cast<std::byte*>(stored.data));
+        auto* scales = const_cast<std::uint8_t*>(stored.scales);
+        const bool nibbles = dtype == Dtype::f4e2m1;
+        for (Index first : {0, 127}) {  // NaN of E4M3 in some rows, and in others not
+          for (Index c = 0; c < (nibbles ? dim / 2 : dim); ++c)
+            bytes[c] =
+                static_cast<std::uint8_t>(first == 0 ? c % 127 + c / 127 % 2 * 128 : c + first);
+          for (int scale : {0, 1, 100, 127, 238, 239, 246, 247, 254, 255}) {
+            for (Index g = 0; g * group < dim; ++g)
+              scales[g] = static_cast<std::uint8_t>(std::max<Index>(0, scale - g));
+            Reading of(config, 1, rows, 3);
+            of.problem.causal = false;
+            ASSERT_TRUE(kernels::attention_cached(of.problem, *cache, {}, of.view(), on(1)).ok());
+            for (Index c = 0; c < dim; ++c) {
+              const std::uint32_t code = nibbles ? bytes[c / 2] >> c % 2 * 4 & 15 : bytes[c];
+              const float value = kernels::decode_narrow(kernels::narrow_format(dtype), code) *
+                                  kernels::from_e8m0(scales[c / group]),
+                          read = static_cast<float>(
+                              load(of.o.view(), of.o.view().at(0, 0, rows - 1, c)));
+              ASSERT_TRUE(read == value || (std::isnan(read) && std::isnan(value)))
+                  << format(dtype).name << " code " << code << " scale " << int(scales[c / group])
+                  << ": " << read << " instead of " << value;
+            }
+          }
+        }
+      }
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, CacheOn, testing::ValuesIn(kernels::runnable_targets()),

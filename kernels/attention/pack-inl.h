@@ -22,18 +22,24 @@ namespace assay::kernels::HWY_NAMESPACE {
 
 // ---- Reading ------------------------------------------------------------------------------------
 
+template <Code code>
+HWY_INLINE void decode_groups(const StoredColumns& c, const std::byte* from,
+                              const std::uint8_t* scales, float* HWY_RESTRICT to) {
+  bool by_halves = converts_f16;
+  if constexpr (converts_f16 && code == Code::e4m3) by_halves = !has_nan_of_e4m3(from, c.count);
+  for (Index begin = 0; begin < c.count; begin += c.group, ++scales)
+    decode_row<code>(from, begin, std::min(c.group, c.count - begin), from_e8m0(*scales), by_halves,
+                     to);
+}
+
 inline void load_stored_columns(const StoredColumns& c, Index page, Index slot,
                                 float* HWY_RESTRICT to) {
   const std::byte* from = c.data + page * c.page_bytes + slot * c.row_bytes;
   if (!c.scales) return load_columns(c.dtype, from, c.stride, c.count, to);
   const std::uint8_t* scales = c.scales + page * c.page_scales + slot * c.row_scales;
-  for (Index begin = 0; begin < c.count; begin += c.group, ++scales) {
-    const float scale = from_e8m0(*scales);
-    const Index count = std::min(c.group, c.count - begin);
-    if (c.dtype == Dtype::f4e2m1) decode_row<Code::e2m1>(from, begin, count, scale, to);
-    else if (c.dtype == Dtype::f8e4m3) decode_row<Code::e4m3>(from, begin, count, scale, to);
-    else decode_row<Code::e5m2>(from, begin, count, scale, to);
-  }
+  if (c.dtype == Dtype::f4e2m1) decode_groups<Code::e2m1>(c, from, scales, to);
+  else if (c.dtype == Dtype::f8e4m3) decode_groups<Code::e4m3>(c, from, scales, to);
+  else decode_groups<Code::e5m2>(c, from, scales, to);
 }
 
 // Loads row j as fp32.
@@ -71,6 +77,16 @@ inline Index bytes_ahead(const StoredRows& rows, Index j) {
   const auto from = rows.place_of(j), to = rows.place_of(j + distance);
   return (to.page - from.page) * rows.columns.page_bytes +
          (to.slot - from.slot) * rows.columns.row_bytes;
+}
+
+// Fetches the codes of a cache that are read some rows after row j. They lie side by side.
+inline void prefetch_codes(const StoredRows& rows, Index j) {
+  const Index ahead = rows.columns.scales ? bytes_ahead(rows, j) : 0;
+  if (ahead == 0) return;
+  const auto [page, slot] = rows.place_of(j);
+  const std::byte* from =
+      rows.columns.data + page * rows.columns.page_bytes + slot * rows.columns.row_bytes + ahead;
+  for (Index line = 0; line < rows.columns.row_bytes; line += 64) hwy::Prefetch(from + line);
 }
 
 // ---- Transposing --------------------------------------------------------------------------------
@@ -243,7 +259,8 @@ class Packer {
       : plan_(plan),
         stages_(stages),
         rows_(allocate_floats(panel_width * plan.problem->shape.dim)),
-        value_row_(allocate_floats(plan.padded_value_dim)) {
+        value_row_(allocate_floats(plan.padded_value_dim)),
+        decoded_(allocate_floats(decoded_rows * plan.padded_value_dim)) {
     std::fill_n(value_row_.get(), plan.padded_value_dim, 0.0f);
   }
 
@@ -264,8 +281,12 @@ class Packer {
     }
     for (Index r = 0; r < panel_width; ++r) {
       float* row = rows_.get() + r * dim;
-      if (j + r < begin || j + r >= end) std::fill_n(row, dim, 0.0f);
-      else load_stored_row(stored, key0 + j + r, row);
+      if (j + r < begin || j + r >= end) {
+        std::fill_n(row, dim, 0.0f);
+      } else {
+        prefetch_codes(stored, key0 + j + r);
+        load_stored_row(stored, key0 + j + r, row);
+      }
       if constexpr (Stages::observes)
         stages_.at(Stage::key, {b_, g_, key0 + j + r, 0, 1, dim, row, dim});
     }
@@ -289,12 +310,20 @@ class Packer {
   }
 
   // Returns where the values of the given keys of a tile lie, beginning with the first key, if they
-  // can be read where they are, one panel of columns at a time. Otherwise returns null.
-  ValuesInPlace values_in_place(Index group, Index tile, const KeyRange& keys) const {
+  // can be read row by row, one panel of columns at a time: where they are stored, or, of codes, in
+  // scratch, where they are valid until the next call. Otherwise returns null.
+  ValuesInPlace values_in_place(Index group, Index tile, const KeyRange& keys) {
     const StoredRows& stored = plan_.stored[usize(group)].values;
-    if (!reads_in_place(stored.columns.dtype) || plan_.problem->shape.value_dim % panel_width != 0)
-      return {};
-    return first_run(stored, tile * plan_.tiling.keys + keys.begin, keys.end - keys.begin);
+    const Index dim = plan_.problem->shape.value_dim;
+    if (!reads_in_place(stored.columns.dtype) || dim % panel_width != 0) return {};
+    const Index first = tile * plan_.tiling.keys + keys.begin;
+    if (!stored.columns.scales) return first_run(stored, first, keys.end - keys.begin);
+    const Index run = std::min<Index>(decoded_rows, keys.end - keys.begin);
+    for (Index j = 0; j < run; ++j) {
+      prefetch_codes(stored, first + j);
+      load_stored_row(stored, first + j, decoded_.get() + j * dim);
+    }
+    return {reinterpret_cast<const std::byte*>(decoded_.get()), run, Dtype::f32, dim * 4, 0};
   }
 
   PackedValues values(Index group, Index tile, float* to) {
@@ -352,7 +381,9 @@ class Packer {
 
   const ForwardPlan& plan_;
   const Stages& stages_;
-  hwy::AlignedFreeUniquePtr<float[]> rows_, value_row_;
+  // Values that are decoded at once stay in the first cache until they are multiplied.
+  static constexpr Index decoded_rows = 16;
+  hwy::AlignedFreeUniquePtr<float[]> rows_, value_row_, decoded_;
   Index b_ = 0, g_ = 0;
 };
 

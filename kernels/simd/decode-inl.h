@@ -62,12 +62,105 @@ HWY_INLINE Vector decode_f8(Lanes d, hn::Vec<hn::RebindToUnsigned<Lanes>> codes)
   return hn::Or(value, hn::BitCast(d, hn::ShiftLeft<24>(hn::And(codes, hn::Set(du, 0x80u)))));
 }
 
+// E5M2 has every value of E2M1, and is the upper byte of f16.
+struct ByteTable {
+  alignas(16) std::uint8_t byte[16];
+};
+inline constexpr ByteTable e5m2_of_e2m1 = [] {
+  ByteTable t{};
+  for (std::uint32_t c = 0; c < 16; ++c) {
+    std::uint32_t byte = c / 8 * 0x80;
+    while (decode_narrow(narrow_format(Dtype::f8e5m2), byte) !=
+           decode_narrow(narrow_format(Dtype::f4e2m1), c))
+      ++byte;
+    t.byte[c] = static_cast<std::uint8_t>(byte);
+  }
+  return t;
+}();
+
+#if HWY_TARGET != HWY_SCALAR
+using Halves = hn::Repartition<std::uint16_t, Lanes>;  // two vectors of elements in 16 bits each
+
+// The elements from `i` on as f16, those of E4M3 divided by 2^8.
+template <Code code>
+HWY_INLINE hn::Vec<Halves> load_halves(const std::uint8_t* bytes, Index i) {
+  const Halves d16;
+  const hn::Rebind<std::uint8_t, Halves> d8;
+  if constexpr (code == Code::e2m1) {
+    const hn::Half<Halves> pairs;
+    const hn::Rebind<std::uint8_t, hn::Half<Halves>> half8;
+    // The two nibbles of a byte go into the two halves of 16 bits, which gives one byte for each
+    // element.
+    const auto wide = hn::PromoteTo(pairs, hn::LoadU(half8, bytes + i / 2));
+    const auto nibbles = hn::BitCast(
+        d8, hn::And(hn::Or(wide, hn::ShiftLeft<4>(wide)), hn::Set(pairs, std::uint16_t{0x0F0F})));
+    const hn::Full128<std::uint8_t> table;
+    if constexpr (hn::MaxLanes(d8) > 16)
+      return hn::ShiftLeft<8>(
+          hn::PromoteTo(d16, hn::TableLookupBytes(hn::LoadDup128(d8, e5m2_of_e2m1.byte), nibbles)));
+    else
+      return hn::ShiftLeft<8>(
+          hn::PromoteTo(d16, hn::TableLookupBytes(hn::LoadU(table, e5m2_of_e2m1.byte), nibbles)));
+  } else {
+    // The sign is extended, so that one shift brings it and the other bits to their places, and a
+    // second copy of it to the top bit of the exponent.
+    const hn::RebindToSigned<Halves> wide;
+    const hn::Rebind<std::int8_t, Halves> narrow;
+    const auto codes = hn::BitCast(
+        d16,
+        hn::PromoteTo(wide, hn::LoadU(narrow, reinterpret_cast<const std::int8_t*>(bytes + i))));
+    if constexpr (code == Code::e5m2) return hn::ShiftLeft<8>(codes);
+    else return hn::And(hn::ShiftLeft<7>(codes), hn::Set(d16, std::uint16_t{0xBFFF}));
+  }
+}
+
+// Decodes what decode_row does, as long as there are two vectors of elements, by the instruction
+// that converts f16. Returns the number of the next element.
+template <Code code>
+HWY_INLINE Index decode_by_halves(const std::uint8_t* bytes, Index i, Index end, float scale,
+                                  float* HWY_RESTRICT to) {
+  constexpr float held = code == Code::e4m3 ? 0x1p8f : 1.0f;
+  const Lanes d;
+  constexpr auto n = static_cast<Index>(hn::MaxLanes(Lanes()));
+  if (!(scale <= 0x1p127f / held)) return i;
+  const Vector s = hn::Set(d, scale * held);
+  const hn::Rebind<std::uint16_t, Lanes> half;
+  const hn::Rebind<hwy::float16_t, Lanes> half_floats;
+  for (; i + 2 * n <= end && (code != Code::e2m1 || i % 2 == 0); i += 2 * n) {
+    const auto h = load_halves<code>(bytes, i);
+    hn::StoreU(hn::Mul(hn::PromoteTo(d, hn::BitCast(half_floats, hn::LowerHalf(half, h))), s), d,
+               to + i);
+    hn::StoreU(hn::Mul(hn::PromoteTo(d, hn::BitCast(half_floats, hn::UpperHalf(half, h))), s), d,
+               to + i + n);
+  }
+  return i;
+}
+#endif
+
+// Whether one of the codes of E4M3 is NaN, which f16 does not hold when it is decoded so.
+inline bool has_nan_of_e4m3(const std::byte* from, Index count) {
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(from);
+  bool nan = false;
+  Index i = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::Repartition<std::uint8_t, Lanes> d8;
+  const auto n = static_cast<Index>(hn::Lanes(d8));
+  const auto magnitude = hn::Set(d8, std::uint8_t{0x7F});
+  auto largest = hn::Zero(d8);
+  for (; i + n <= count; i += n)
+    largest = hn::Max(largest, hn::And(hn::LoadU(d8, bytes + i), magnitude));
+  nan = !hn::AllFalse(d8, hn::Eq(largest, magnitude));
+#endif
+  for (; i < count; ++i) nan |= (bytes[i] & 0x7F) == 0x7F;
+  return nan;
+}
+
 // Decodes `count` elements that lie side by side and multiplies them by their scale. The elements
 // are stored as in a row of a cache or in a column of MXFP4; of two nibbles the low one comes
-// first.
+// first. by_halves: there is no NaN of E4M3 among them.
 template <Code code>
 HWY_INLINE void decode_row(const std::byte* from, Index first, Index count, float scale,
-                           float* HWY_RESTRICT to) {
+                           [[maybe_unused]] bool by_halves, float* HWY_RESTRICT to) {
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(from);
   const Dtype dtype = code == Code::e4m3   ? Dtype::f8e4m3
                       : code == Code::e5m2 ? Dtype::f8e5m2
@@ -79,6 +172,8 @@ HWY_INLINE void decode_row(const std::byte* from, Index first, Index count, floa
   const hn::Rebind<std::uint8_t, Lanes> d8;
   constexpr auto n = static_cast<Index>(hn::MaxLanes(Lanes()));
   const Vector s = hn::Set(d, scale);
+  if constexpr (converts_f16)
+    if (by_halves) i = decode_by_halves<code>(bytes, i, first + count, scale, to);
   if constexpr (is_nibble<code>) {
     const hn::Repartition<std::uint8_t, hn::Full128<float>> table;
     const auto upper = hn::LoadU(table, nibble_table<code>.upper),
