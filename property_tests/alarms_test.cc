@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #include <cmath>
 #include <filesystem>
@@ -114,6 +115,57 @@ TEST_F(AlarmsOfStores, ATwofoldDriftOfAPassingCaseIsToldAtOnceWithEverythingAbou
   EXPECT_EQ(json["alarms"].size(), 1u);
   EXPECT_EQ(json["alarms"][0]["first_after"]["commit"], "commit29");
   EXPECT_THAT(html_dashboard(*store_, found, "now"), HasSubstr("commit29"));
+}
+
+// The bytes that a text in base64 stands for.
+std::string bytes_of(const std::string& text) {
+  const std::string digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string bytes;
+  unsigned held = 0;
+  int bits = 0;
+  for (const char c : text.substr(0, text.find('='))) {
+    held = held << 6 | static_cast<unsigned>(digits.find(c));
+    if ((bits += 6) < 8) continue;
+    bits -= 8;
+    bytes += static_cast<char>(held >> bits & 255);
+  }
+  return bytes;
+}
+
+// The last 40 runs stand in the page as they are, and those before them packed.
+TEST_F(AlarmsOfStores, APageOfManyRunsHasTheEarlierOnesPacked) {
+  const std::string start = "<script type=\"text/plain\" id=\"earlier\">";
+  for (const int earlier : {0, 1, 2, 3}) {
+    if (earlier == 0) days(40, [](int n, int) { return 0.25 + n; }, 3);
+    else days(1, [](int, int) { return 0.5; }, 3);
+    const std::string page = html_dashboard(*store_, alarms(), "now");
+    const auto text_at = [&](std::size_t from) {
+      return page.substr(from, page.find("</script>", from) - from);
+    };
+    const std::string mark = "id=\"data\">";
+    const Json last = Json::parse(text_at(page.find(mark) + mark.size()));
+    ASSERT_EQ(last["runs"].size(), 40u);
+    EXPECT_EQ(last["runs"][39]["id"], 40 + earlier);
+    EXPECT_EQ(last["earlier"], earlier);
+    EXPECT_EQ(last["generated"], "now");
+    const std::size_t at = page.find(start);
+    ASSERT_EQ(at != std::string::npos, earlier > 0);
+    if (earlier == 0) continue;
+    EXPECT_EQ(page.substr(page.find("</script>", at)), "</script>\n</body>\n</html>\n");
+    const std::string bytes = bytes_of(text_at(at + start.size()));
+    std::string data(1 << 20, ' ');
+    uLongf size = data.size();
+    ASSERT_EQ(uncompress(reinterpret_cast<Bytef*>(data.data()), &size,
+                         reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()),
+              Z_OK);
+    const Json first = Json::parse(data.substr(0, size));
+    ASSERT_EQ(first["runs"].size(), earlier);
+    for (int k = 0; k < earlier; ++k) {
+      EXPECT_EQ(first["runs"][k]["id"], 1 + k);
+      const auto column = first["runs"][k]["worst_ratio"].get<std::size_t>();
+      EXPECT_EQ(first["columns"][column][0], 0.25 + k);
+    }
+  }
 }
 
 TEST_F(AlarmsOfStores, ANoisyCaseIsToldWithinFiveRuns) {

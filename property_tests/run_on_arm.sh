@@ -10,7 +10,7 @@ if [ ! -e "$out/root/ready" ]; then
   apt_arm=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root
     -o Dir::State::lists="$out/apt/lists" -o Dir::Cache="$out/apt/cache")
   "${apt_arm[@]}" update
-  (cd "$out/debs" && "${apt_arm[@]}" download libhwy1 libfmt9 libflint-arb2 libflint17 libmpfr6 libgmp10 libntl44 libgf2x3 libsqlite3-0 libflint-dev libgmp-dev libmpfr-dev)
+  (cd "$out/debs" && "${apt_arm[@]}" download libhwy1 libfmt9 libflint-arb2 libflint17 libmpfr6 libgmp10 libntl44 libgf2x3 libsqlite3-0 zlib1g-dev libflint-dev libgmp-dev libmpfr-dev)
   for deb in "$out"/debs/*.deb; do dpkg -x "$deb" "$out/root"; done
   touch "$out/root/ready"
 fi
@@ -25,7 +25,7 @@ printf '%s\n' "${sources[@]}" | xargs -P "$(nproc)" -I{} bash -c '
   object=$1/objects/$(echo "{}" | tr / _).o; shift
   [ "$object" -nt "{}" ] && [ -z "$(find problem oracle kernels harness reports cli include fuzz -name "*.h" -newer "$object" -print -quit)" ] || { echo "compiling {}"; aarch64-linux-gnu-g++ "$@" -c "{}" -o "$object"; }' _ "$out" "${flags[@]}"
 aarch64-linux-gnu-g++ -o "$out/assay" "$out"/objects/*.o "$libraries"/libhwy.so.1 "$libraries"/libfmt.so.9 "$libraries"/libflint-arb.so.2 \
-  "$libraries"/libflint.so.17 "$libraries"/libmpfr.so.6 "$libraries"/libgmp.so.10 "$libraries"/libsqlite3.so.0 -pthread -Wl,-rpath-link,"$libraries"
+  "$libraries"/libflint.so.17 "$libraries"/libmpfr.so.6 "$libraries"/libgmp.so.10 "$libraries"/libsqlite3.so.0 "$libraries"/libz.a -pthread -Wl,-rpath-link,"$libraries"
 
 run=(qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH="$libraries" "$out/assay")
 "${run[@]}" check --in-process --suite smoke --no-shrink

@@ -2,12 +2,16 @@
 #include "reports/html.h"
 
 #include <fmt/format.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <cmath>
+#include <new>
+#include <span>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 namespace assay {
 
@@ -16,16 +20,47 @@ extern const std::string_view report_page, dashboard_page;
 
 namespace {
 
+std::string dumped(const Json& data) {
+  return data.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 std::string filled(std::string_view page, const Json& data) {
   constexpr std::string_view mark = "@DATA@";
   const auto at = page.find(mark);
   std::string text(page.substr(0, at));
   // Inside a script element only "<" could end the data.
-  for (const char c : data.dump(-1, ' ', false, Json::error_handler_t::replace)) {
+  for (const char c : dumped(data)) {
     if (c == '<') text += "\\u003c";
     else text += c;
   }
   return text.append(page.substr(at + mark.size()));
+}
+
+std::string base64(const std::vector<Bytef>& bytes) {
+  constexpr std::string_view digits =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string text;
+  text.reserve(bytes.size() / 3 * 4 + 4);
+  for (std::size_t i = 0; i < bytes.size(); i += 3) {
+    const std::size_t n = std::min<std::size_t>(3, bytes.size() - i);
+    unsigned group = 0;
+    for (std::size_t k = 0; k < 3; ++k) group = group << 8 | (k < n ? bytes[i + k] : 0u);
+    for (std::size_t k = 0; k < 4; ++k) text += k <= n ? digits[group >> (18 - 6 * k) & 63] : '=';
+  }
+  return text;
+}
+
+// The data deflated, as RFC 1950 says, and in base64. What `unpacked` of `reports/web/src/page.mjs`
+// reads.
+std::string packed(const Json& data) {
+  const std::string text = dumped(data);
+  uLongf size = compressBound(text.size());
+  std::vector<Bytef> bytes(size);
+  if (compress(bytes.data(), &size, reinterpret_cast<const Bytef*>(text.data()), text.size()) !=
+      Z_OK)
+    throw std::bad_alloc();  // the bytes suffice, so nothing else can be missing
+  bytes.resize(size);
+  return base64(bytes);
 }
 
 }  // namespace
@@ -73,8 +108,7 @@ Json shortened(double x) {
 class Once {
  public:
   std::size_t number(Json value) {
-    const auto [at, made] = number_of_.try_emplace(
-        value.dump(-1, ' ', false, Json::error_handler_t::replace), all_.size());
+    const auto [at, made] = number_of_.try_emplace(dumped(value), all_.size());
     if (made) all_.push_back(std::move(value));
     return at->second;
   }
@@ -132,17 +166,31 @@ class Columns {
   Once kinds_, columns_;
 };
 
+Json by_columns(const Store& store, std::span<const RunEntry> entries) {
+  Columns columns;
+  Json runs = Json::array();
+  for (const RunEntry& run : entries) runs.push_back(columns.of(store.run(run.id)));
+  return {{"kinds", columns.kinds()}, {"columns", columns.columns()}, {"runs", std::move(runs)}};
+}
+
 }  // namespace
 
 std::string html_dashboard(const Store& store, const Alarms& alarms, const std::string& generated) {
-  Columns columns;
-  Json runs = Json::array();
-  for (const RunEntry& run : store.runs()) runs.push_back(columns.of(store.run(run.id)));
-  return filled(dashboard_page, {{"generated", generated},
-                                 {"kinds", columns.kinds()},
-                                 {"columns", columns.columns()},
-                                 {"alarms", to_json(alarms)},
-                                 {"runs", std::move(runs)}});
+  // As many runs as pictures show without a slider. The page is drawn with them, before a browser
+  // has read those before them, which stand at its end.
+  constexpr std::size_t at_once = 40;
+  const std::vector<RunEntry> all = store.runs();
+  const std::size_t earlier = all.size() - std::min(all.size(), at_once);
+  Json data = by_columns(store, std::span(all).subspan(earlier));
+  data["generated"] = generated;
+  data["alarms"] = to_json(alarms);
+  data["earlier"] = earlier;
+  std::string page = filled(dashboard_page, data);
+  if (earlier > 0)
+    page.insert(page.rfind("</body>"),
+                fmt::format("<script type=\"text/plain\" id=\"earlier\">{}</script>\n",
+                            packed(by_columns(store, std::span(all).first(earlier)))));
+  return page;
 }
 
 }  // namespace assay

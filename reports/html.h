@@ -24,7 +24,8 @@ struct PageSections {
 std::string html_report(const Run& run, const PageSections& sections = {});
 
 // The runs of a store as one page: accuracy and speed over time, down to the history of one case,
-// with the change points that were found.
+// with the change points that were found. A browser draws the last 40 runs before it reads the
+// others.
 std::string html_dashboard(const Store& store, const Alarms& alarms, const std::string& generated);
 
 }  // namespace assay

@@ -35,30 +35,61 @@ import {
   sortable,
   start,
   table,
+  unpacked,
 } from './page.mjs';
 import { resultsOf } from './rows.mjs';
 
 const main = document.querySelector('main');
 let runs = [],
+  earlier = 0, // runs of the store that are still to be read
+  unread = '', // why they cannot be
   alarms = [],
   generated,
   byId = new Map();
 
+function add(part) {
+  const more = (part.runs ?? []).map((run) => ({
+    ...run,
+    results: resultsOf(run, part),
+    where: machineName(run.machine ?? {}),
+  }));
+  runs = [...runs, ...more];
+  runs.sort((a, b) => (a.started < b.started ? -1 : a.started > b.started ? 1 : a.id - b.id));
+  byId = new Map(runs.map((r) => [String(r.id), r]));
+  knownDtypes = undefined;
+}
+
 function read() {
   const store = data();
   generated = store.generated;
-  runs = (store.runs ?? []).map((run) => ({
-    ...run,
-    results: resultsOf(run, store),
-    where: machineName(run.machine ?? {}),
-  }));
-  runs.sort((a, b) => (a.started < b.started ? -1 : a.started > b.started ? 1 : a.id - b.id));
-  byId = new Map(runs.map((r) => [String(r.id), r]));
+  earlier = store.earlier ?? 0;
+  add(store);
   alarms = [
     ...(store.alarms?.alarms ?? []).map((a) => ({ ...a, worse: true })),
     ...(store.alarms?.better ?? []),
   ].sort((a, b) => b.first_after.run - a.first_after.run);
 }
+
+// The page of a large store is drawn with its last runs. Those before them stand behind this
+// script, so that a browser can draw before it has read them.
+async function readEarlier() {
+  if (document.readyState === 'loading')
+    await new Promise((done) => addEventListener('DOMContentLoaded', done, { once: true }));
+  try {
+    add(await unpacked(document.getElementById('earlier').textContent));
+    earlier = 0;
+  } catch (error) {
+    unread = error.message;
+  }
+}
+
+// What is to be said of runs that are not there.
+const ofEarlier = () =>
+  earlier === 0
+    ? ''
+    : unread
+      ? `; ${plural(earlier, 'earlier run')} cannot be read: ${unread}`
+      : `; ${plural(earlier, 'earlier run')} are being read`;
 
 // Times can be compared only for one machine, compiler and set of flags.
 const machineName = (m) =>
@@ -734,7 +765,11 @@ function overview(state) {
         later(() => set({ filter: v }, { replace: true })),
       ),
     ]),
-    el('p', { role: 'status' }, `${count(rows.length)} of ${plural(runs.length, 'run')}`),
+    el(
+      'p',
+      { role: 'status' },
+      `${count(rows.length)} of ${plural(runs.length, 'run')}${ofEarlier()}`,
+    ),
     runs.length === 0
       ? el('p', { class: 'empty' }, 'The store has no run yet.')
       : pictures.length === 0
@@ -1271,8 +1306,12 @@ function show() {
       : has(state.run)
         ? [
             el('nav', {}, back(state)),
-            el('h2', { tabindex: -1 }, `There is no run ${state.run}`),
-            el('p', {}, `The store has ${plural(runs.length, 'run')}.`),
+            el(
+              'h2',
+              { tabindex: -1 },
+              earlier > 0 && !unread ? `Reading run ${state.run}` : `There is no run ${state.run}`,
+            ),
+            el('p', {}, `The page has ${plural(runs.length, 'run')}${ofEarlier()}.`),
           ]
         : overview(state);
   main.replaceChildren(...content.flat(Infinity).filter(Boolean));
@@ -1302,11 +1341,20 @@ document
   .querySelector('header')
   .append(el('h1', {}, 'Assay: runs over time'), schemeButton(), when);
 main.replaceChildren(el('p', { role: 'status' }, 'Reading the runs.'));
+function tell() {
+  when.textContent = `${plural(runs.length, 'run')}${has(generated) ? `, as of ${String(generated).replace('T', ' ')}` : ''}${ofEarlier()}`;
+}
 // The page is painted before a large store is read.
 requestAnimationFrame(() =>
-  setTimeout(() => {
+  setTimeout(async () => {
     read();
-    when.textContent = `${plural(runs.length, 'run')}${has(generated) ? `, as of ${String(generated).replace('T', ' ')}` : ''}`;
+    tell();
     start(show);
+    if (earlier === 0) return;
+    // The last runs and their pictures are painted first.
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 100)));
+    await readEarlier();
+    tell();
+    show();
   }),
 );

@@ -15,6 +15,15 @@ export function el(tag, attributes, ...children) {
 
 export const data = () => JSON.parse(document.getElementById('data').textContent);
 
+// Data that are deflated, in base64.
+export async function unpacked(text) {
+  const codes = atob(text),
+    bytes = new Uint8Array(codes.length);
+  for (let i = 0; i < codes.length; ++i) bytes[i] = codes.charCodeAt(i);
+  const json = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'));
+  return new Response(json).json();
+}
+
 // Numbers. JSON cannot hold some numbers; they are the texts "nan", "inf" and "-inf".
 
 export const has = (x) => x !== undefined && x !== null && x !== '';

@@ -142,9 +142,17 @@ export class Bench {
   async open(
     template,
     data,
-    { hash = '', width = 1280, scheme = 'light', before, file = false, counted = false } = {},
+    {
+      hash = '',
+      width = 1280,
+      scheme = 'light',
+      before,
+      file = false,
+      counted = false,
+      behind = '', // what stands behind the script of the page
+    } = {},
   ) {
-    const html = this.html(template, data),
+    const html = this.html(template, data).replace('</body>', () => `${behind}</body>`),
       path = `/${template}-${this.pages.size}.html`;
     this.pages.set(path, html);
     // A window of its own: of several tabs only the one in front gets frames, and which one that is may

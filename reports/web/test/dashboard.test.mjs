@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, before } from 'node:test';
+import { deflateSync } from 'node:zlib';
 import {
   Bench,
   checkContrast,
@@ -487,7 +488,41 @@ function byColumns({ runs, ...rest }) {
   return { ...rest, kinds, columns, runs: short };
 }
 
-test('results by columns show what the same results as objects show', async () => {
+// A page of which the program has packed the first runs.
+function openPacked({ runs, ...rest }, first, { change = (text) => text, ...options } = {}) {
+  const earlier = change(
+    deflateSync(JSON.stringify(byColumns({ runs: runs.slice(0, first) }))).toString('base64'),
+  );
+  const data = { ...rest, ...byColumns({ runs: runs.slice(first) }), earlier: first };
+  return open(data, {
+    ...options,
+    behind: `<script type="text/plain" id="earlier">${earlier}</script>`,
+  });
+}
+const whole = (page) =>
+  until(page, () => !/are being read/.test(document.querySelector('.when').textContent));
+
+test('earlier runs that were cut off are told, and the others are shown', async () => {
+  const of = (n) => `${n} of ${n} runs; 2 earlier runs cannot be read: `;
+  for (const change of [
+    (text) => text.slice(0, -8),
+    (text) => text.slice(0, 400),
+    () => '',
+    () => '#',
+  ]) {
+    const page = await openPacked(store, 2, { change });
+    await whole(page);
+    assert.ok((await text(page, 'main [role=status]')).startsWith(of(store.runs.length - 2)));
+    assert.match(await text(page, '.when'), /; 2 earlier runs cannot be read: ./);
+    await page.finish();
+  }
+  const page = await openPacked(store, 2, { change: () => '', hash: `#run=${store.runs[0].id}` });
+  await whole(page);
+  assert.equal(await text(page, 'h2'), `There is no run ${store.runs[0].id}`);
+  await page.finish();
+});
+
+test('results by columns, packed or not, show what the same results as objects show', async () => {
   for (const at of [
     '',
     `#run=${failed.id}`,
@@ -496,13 +531,19 @@ test('results by columns show what the same results as objects show', async () =
     `#run=${store.runs.find((r) => r.kind === 'benchmark').id}`,
   ]) {
     const shown = [];
-    for (const data of [store, byColumns(store)]) {
-      const page = await open(data, { hash: at });
+    for (const opened of [
+      () => open(store, { hash: at }),
+      () => open(byColumns(store), { hash: at }),
+      () => openPacked(store, store.runs.length - 1, { hash: at }),
+      () => openPacked(store, 1, { hash: at }),
+    ]) {
+      const page = await opened();
+      await whole(page);
       for (const button of await page.$$('.toggle')) await button.click();
       shown.push(await text(page, 'main'));
       await page.finish();
     }
-    assert.equal(shown[1], shown[0]);
+    for (const other of shown.slice(1)) assert.equal(other, shown[0]);
     if (at.includes('case'))
       for (const part of [lost.reason, lost.reproduce]) assert.ok(shown[1].includes(part));
   }
