@@ -110,7 +110,7 @@ const std::vector<Room> rooms = {
      {"fmt/", "Random123/", "gtest/", "gmock/", "rapidcheck.h"}},
     {"property_tests/",
      {"property_tests/", "testing/", "bench/", "cli/", "reports/", "assay/", BELOW_TESTS},
-     {"fmt/", "gtest/", "gmock/", "rapidcheck/", "nlohmann/", "sqlite3.h", "sanitizer/",
+     {"fmt/", "gtest/", "gmock/", "rapidcheck/", "nlohmann/", "sqlite3.h", "zlib.h", "sanitizer/",
       "hwy/foreach_target.h"}},
     // The test of the long jobs of the fuzzers lies beside them.
     {"fuzz/",
@@ -122,7 +122,7 @@ const std::vector<Room> rooms = {
       "ggml-cpu.h", "ggml-backend.h", "ATen/"}},
     {"reports/",
      {"reports/", "harness/results/", "harness/text.h", "problem/"},
-     {"fmt/", "sqlite3.h"}},
+     {"fmt/", "sqlite3.h", "zlib.h"}},
     {"cli/", {"cli/", "fuzz/jobs.h", "reports/", BELOW_TESTS}, {"fmt/", "nlohmann/", "CLI/"}},
 };
 #undef WHAT_KERNELS_SEE
