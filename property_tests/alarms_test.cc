@@ -132,7 +132,8 @@ std::string bytes_of(const std::string& text) {
   return bytes;
 }
 
-// The last 40 runs stand in the page as they are, and those before them packed.
+// The last 40 runs by date stand in the page as they are, and those before them packed. Here runs
+// are added that are as old as the first, as an import adds them.
 TEST_F(AlarmsOfStores, APageOfManyRunsHasTheEarlierOnesPacked) {
   const std::string start = "<script type=\"text/plain\" id=\"earlier\">";
   for (const int earlier : {0, 1, 2, 3}) {
@@ -145,7 +146,7 @@ TEST_F(AlarmsOfStores, APageOfManyRunsHasTheEarlierOnesPacked) {
     const std::string mark = "id=\"data\">";
     const Json last = Json::parse(text_at(page.find(mark) + mark.size()));
     ASSERT_EQ(last["runs"].size(), 40u);
-    EXPECT_EQ(last["runs"][39]["id"], 40 + earlier);
+    EXPECT_EQ(last["runs"][39]["id"], 40);
     EXPECT_EQ(last["earlier"], earlier);
     EXPECT_EQ(last["generated"], "now");
     const std::size_t at = page.find(start);
@@ -161,9 +162,9 @@ TEST_F(AlarmsOfStores, APageOfManyRunsHasTheEarlierOnesPacked) {
     const Json first = Json::parse(data.substr(0, size));
     ASSERT_EQ(first["runs"].size(), earlier);
     for (int k = 0; k < earlier; ++k) {
-      EXPECT_EQ(first["runs"][k]["id"], 1 + k);
+      EXPECT_EQ(first["runs"][k]["id"], k == 0 ? 1 : 40 + k);
       const auto column = first["runs"][k]["worst_ratio"].get<std::size_t>();
-      EXPECT_EQ(first["columns"][column][0], 0.25 + k);
+      EXPECT_EQ(first["columns"][column][0], k == 0 ? 0.25 : 0.5);
     }
   }
 }

@@ -179,7 +179,8 @@ std::string html_dashboard(const Store& store, const Alarms& alarms, const std::
   // As many runs as pictures show without a slider. The page is drawn with them, before a browser
   // has read those before them, which stand at its end.
   constexpr std::size_t at_once = 40;
-  const std::vector<RunEntry> all = store.runs();
+  std::vector<RunEntry> all = store.runs();
+  std::ranges::stable_sort(all, {}, &RunEntry::started);  // imported runs may be older
   const std::size_t earlier = all.size() - std::min(all.size(), at_once);
   Json data = by_columns(store, std::span(all).subspan(earlier));
   data["generated"] = generated;

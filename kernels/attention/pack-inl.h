@@ -381,7 +381,7 @@ class Packer {
 
   const ForwardPlan& plan_;
   const Stages& stages_;
-  // Values that are decoded at once stay in the first cache until they are multiplied.
+  // So few values are decoded at once that they stay in a near cache until they are multiplied.
   static constexpr Index decoded_rows = 16;
   hwy::AlignedFreeUniquePtr<float[]> rows_, value_row_, decoded_;
   Index b_ = 0, g_ = 0;

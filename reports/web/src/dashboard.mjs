@@ -73,10 +73,17 @@ function read() {
 // The page of a large store is drawn with its last runs. Those before them stand behind this
 // script, so that a browser can draw before it has read them.
 async function readEarlier() {
+  // A load that is stopped becomes ready as well, but never fires DOMContentLoaded.
   if (document.readyState === 'loading')
-    await new Promise((done) => addEventListener('DOMContentLoaded', done, { once: true }));
+    await new Promise((done) =>
+      document.addEventListener('readystatechange', done, { once: true }),
+    );
   try {
-    add(await unpacked(document.getElementById('earlier').textContent));
+    const text = document.getElementById('earlier')?.textContent;
+    if (text === undefined) throw new Error('the page ends before them');
+    const part = await unpacked(text);
+    if (part.runs.length !== earlier) throw new Error(`there are ${count(part.runs.length)}`);
+    add(part);
     earlier = 0;
   } catch (error) {
     unread = error.message;
@@ -89,7 +96,14 @@ const ofEarlier = () =>
     ? ''
     : unread
       ? `; ${plural(earlier, 'earlier run')} cannot be read: ${unread}`
-      : `; ${plural(earlier, 'earlier run')} are being read`;
+      : `; ${plural(earlier, 'earlier run')} ${earlier === 1 ? 'is' : 'are'} being read`;
+// What stands in the place of a run that is not there.
+const lacking = (id) =>
+  earlier === 0
+    ? `There is no run ${id}`
+    : unread
+      ? `Run ${id} is none of those that could be read`
+      : `Reading run ${id}`;
 
 // Times can be compared only for one machine, compiler and set of flags.
 const machineName = (m) =>
@@ -1157,10 +1171,20 @@ function caseView(state, run, name) {
     back(state),
     run && el('a', { href: link({ ...state, case: '' }) }, `Run ${run.id}`),
   );
-  if (!here)
+  // The run of the address may be one that is not read yet: no other stands for it.
+  const unknown = has(state.run) && !run && earlier > 0;
+  if (!here || unknown)
     return [
       nav,
-      el('h2', { tabindex: -1 }, 'No run of the store has this case'),
+      el(
+        'h2',
+        { tabindex: -1 },
+        unknown
+          ? lacking(state.run)
+          : earlier > 0
+            ? `None of the runs that are read has this case${ofEarlier()}`
+            : 'No run of the store has this case',
+      ),
       copyLine(name, 'case line'),
     ];
   const r = here.result,
@@ -1306,11 +1330,7 @@ function show() {
       : has(state.run)
         ? [
             el('nav', {}, back(state)),
-            el(
-              'h2',
-              { tabindex: -1 },
-              earlier > 0 && !unread ? `Reading run ${state.run}` : `There is no run ${state.run}`,
-            ),
+            el('h2', { tabindex: -1 }, lacking(state.run)),
             el('p', {}, `The page has ${plural(runs.length, 'run')}${ofEarlier()}.`),
           ]
         : overview(state);

@@ -500,7 +500,7 @@ function openPacked({ runs, ...rest }, first, { change = (text) => text, ...opti
   });
 }
 const whole = (page) =>
-  until(page, () => !/are being read/.test(document.querySelector('.when').textContent));
+  until(page, () => !/being read/.test(document.querySelector('.when').textContent));
 
 test('earlier runs that were cut off are told, and the others are shown', async () => {
   const of = (n) => `${n} of ${n} runs; 2 earlier runs cannot be read: `;
@@ -518,8 +518,25 @@ test('earlier runs that were cut off are told, and the others are shown', async 
   }
   const page = await openPacked(store, 2, { change: () => '', hash: `#run=${store.runs[0].id}` });
   await whole(page);
-  assert.equal(await text(page, 'h2'), `There is no run ${store.runs[0].id}`);
+  assert.equal(
+    await text(page, 'h2'),
+    `Run ${store.runs[0].id} is none of those that could be read`,
+  );
   await page.finish();
+  const of_case = await openPacked(store, store.runs.length - 1, {
+    change: () => '',
+    hash: `#run=${failed.id}&case=${encodeURIComponent(lost.name)}`,
+  });
+  await whole(of_case);
+  assert.equal(await text(of_case, 'h2'), `Run ${failed.id} is none of those that could be read`);
+  await of_case.finish();
+  const without = await open({ runs: [], earlier: 3 });
+  await whole(without);
+  assert.match(
+    await text(without, '.when'),
+    /; 3 earlier runs cannot be read: the page ends before them$/,
+  );
+  await without.finish();
 });
 
 test('results by columns, packed or not, show what the same results as objects show', async () => {

@@ -32,7 +32,7 @@ for (let k = 0; k < Number(times); ++k) {
       if (!('drawn' in window.times) && document.querySelector('.chart canvas, .chart svg'))
         note('drawn');
       if ('whole' in window.times || !document.querySelector('.sortable')) return;
-      if (!/are being read/.test(document.querySelector('.when').textContent)) note('whole');
+      if (!/being read/.test(document.querySelector('.when').textContent)) note('whole');
     }).observe(document, { childList: true, subtree: true, characterData: true });
   });
   await tab.goto(pathToFileURL(resolve(page)).href);
