@@ -79,38 +79,40 @@ inline constexpr ByteTable e5m2_of_e2m1 = [] {
 }();
 
 #if HWY_TARGET != HWY_SCALAR
-using Halves = hn::Repartition<std::uint16_t, Lanes>;  // two vectors of elements in 16 bits each
-
-// The elements from `i` on as f16, those of E4M3 divided by 2^8.
-template <Code code>
-HWY_INLINE hn::Vec<Halves> load_halves(const std::uint8_t* bytes, Index i) {
-  const Halves d16;
-  const hn::Rebind<std::uint8_t, Halves> d8;
-  if constexpr (code == Code::e2m1) {
-    const hn::Half<Halves> pairs;
-    const hn::Rebind<std::uint8_t, hn::Half<Halves>> half8;
+// The elements from `i` on in a byte each: those of E2M1 as E5M2.
+template <Code code, class Bytes>
+HWY_INLINE hn::Vec<Bytes> load_bytes(Bytes d8, const std::uint8_t* bytes, Index i) {
+  if constexpr (code != Code::e2m1) return hn::LoadU(d8, bytes + i);
+  else {
     // The two nibbles of a byte go into the two halves of 16 bits, which gives one byte for each
     // element.
+    const hn::Repartition<std::uint16_t, Bytes> pairs;
+    const hn::Rebind<std::uint8_t, decltype(pairs)> half8;
     const auto wide = hn::PromoteTo(pairs, hn::LoadU(half8, bytes + i / 2));
     const auto nibbles = hn::BitCast(
         d8, hn::And(hn::Or(wide, hn::ShiftLeft<4>(wide)), hn::Set(pairs, std::uint16_t{0x0F0F})));
-    const hn::Full128<std::uint8_t> table;
-    if constexpr (hn::MaxLanes(d8) > 16)
-      return hn::ShiftLeft<8>(
-          hn::PromoteTo(d16, hn::TableLookupBytes(hn::LoadDup128(d8, e5m2_of_e2m1.byte), nibbles)));
+    if constexpr (hn::MaxLanes(Bytes()) > 16)
+      return hn::TableLookupBytes(hn::LoadDup128(d8, e5m2_of_e2m1.byte), nibbles);
     else
-      return hn::ShiftLeft<8>(
-          hn::PromoteTo(d16, hn::TableLookupBytes(hn::LoadU(table, e5m2_of_e2m1.byte), nibbles)));
-  } else {
+      return hn::TableLookupBytes(hn::LoadU(hn::Full128<std::uint8_t>(), e5m2_of_e2m1.byte),
+                                  nibbles);
+  }
+}
+
+// Two vectors of elements in 16 bits each, as f16; those of E4M3 are divided by 2^8.
+using Halves = hn::Repartition<std::uint16_t, Lanes>;
+template <Code code>
+HWY_INLINE hn::Vec<Halves> load_halves(const std::uint8_t* bytes, Index i) {
+  const Halves d16;
+  const auto codes = load_bytes<code>(hn::Rebind<std::uint8_t, Halves>(), bytes, i);
+  if constexpr (code != Code::e4m3) return hn::ShiftLeft<8>(hn::PromoteTo(d16, codes));
+  else {
     // The sign is extended, so that one shift brings it and the other bits to their places, and a
     // second copy of it to the top bit of the exponent.
-    const hn::RebindToSigned<Halves> wide;
-    const hn::Rebind<std::int8_t, Halves> narrow;
-    const auto codes = hn::BitCast(
-        d16,
-        hn::PromoteTo(wide, hn::LoadU(narrow, reinterpret_cast<const std::int8_t*>(bytes + i))));
-    if constexpr (code == Code::e5m2) return hn::ShiftLeft<8>(codes);
-    else return hn::And(hn::ShiftLeft<7>(codes), hn::Set(d16, std::uint16_t{0xBFFF}));
+    const auto extended = hn::PromoteTo(hn::RebindToSigned<Halves>(),
+                                        hn::BitCast(hn::Rebind<std::int8_t, Halves>(), codes));
+    return hn::And(hn::ShiftLeft<7>(hn::BitCast(d16, extended)),
+                   hn::Set(d16, std::uint16_t{0xBFFF}));
   }
 }
 
@@ -155,9 +157,9 @@ inline bool has_nan_of_e4m3(const std::byte* from, Index count) {
   return nan;
 }
 
-// Decodes `count` elements that lie side by side and multiplies them by their scale. The elements
-// are stored as in a row of a cache or in a column of MXFP4; of two nibbles the low one comes
-// first. by_halves: there is no NaN of E4M3 among them.
+// Decodes `count` elements of a row of a cache, which lie side by side, and multiplies them by
+// their scale. Of two nibbles the low one comes first. by_halves: there is no NaN of E4M3 among
+// them.
 template <Code code>
 HWY_INLINE void decode_row(const std::byte* from, Index first, Index count, float scale,
                            [[maybe_unused]] bool by_halves, float* HWY_RESTRICT to) {
@@ -171,35 +173,12 @@ HWY_INLINE void decode_row(const std::byte* from, Index first, Index count, floa
   const hn::RebindToUnsigned<Lanes> du;
   const hn::Rebind<std::uint8_t, Lanes> d8;
   constexpr auto n = static_cast<Index>(hn::MaxLanes(Lanes()));
-  const Vector s = hn::Set(d, scale);
+  constexpr int mantissa_bits = code == Code::e4m3 ? 3 : 2;
   if constexpr (converts_f16)
     if (by_halves) i = decode_by_halves<code>(bytes, i, first + count, scale, to);
-  if constexpr (is_nibble<code>) {
-    const hn::Repartition<std::uint8_t, hn::Full128<float>> table;
-    const auto upper = hn::LoadU(table, nibble_table<code>.upper),
-               lower = hn::LoadU(table, nibble_table<code>.lower);
-    const hn::Rebind<std::uint16_t, hn::Half<Lanes>> pairs;
-    const hn::Rebind<std::uint8_t, hn::Half<Lanes>> half8;
-    for (; i % 2 == 0 && i + n <= first + count; i += n) {
-      // The two nibbles of a byte go into the two halves of 16 bits, which gives one byte for each
-      // element.
-      const auto wide = hn::PromoteTo(pairs, hn::LoadU(half8, bytes + i / 2));
-      const auto nibbles = hn::BitCast(
-          d8, hn::Or(hn::And(wide, hn::Set(pairs, std::uint16_t{0x000F})),
-                     hn::ShiftLeft<4>(hn::And(wide, hn::Set(pairs, std::uint16_t{0x00F0})))));
-      const auto high = hn::PromoteTo(du, hn::TableLookupBytes(upper, nibbles)),
-                 low = hn::PromoteTo(du, hn::TableLookupBytes(lower, nibbles));
-      hn::StoreU(
-          hn::Mul(hn::BitCast(d, hn::Or(hn::ShiftLeft<24>(high), hn::ShiftLeft<16>(low))), s), d,
-          to + i);
-    }
-  } else {
-    for (; i + n <= first + count; i += n)
-      hn::StoreU(hn::Mul(decode_f8 < code == Code::e4m3
-                             ? 3
-                             : 2 > (d, hn::PromoteTo(du, hn::LoadU(d8, bytes + i))),
-                         s),
-                 d, to + i);
+  for (; i + n <= first + count && (code != Code::e2m1 || i % 2 == 0); i += n) {
+    const auto codes = hn::PromoteTo(du, load_bytes<code>(d8, bytes, i));
+    hn::StoreU(hn::Mul(decode_f8<mantissa_bits>(d, codes), hn::Set(d, scale)), d, to + i);
   }
 #endif
   const float* values = decoded_values(dtype);
