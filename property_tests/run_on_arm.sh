@@ -6,13 +6,14 @@ cd "$(dirname "$0")/.."
 out=$PWD/build/arm
 mkdir -p "$out/apt/lists/partial" "$out/apt/cache/archives/partial" "$out/debs" "$out/root" "$out/objects"
 
-if [ ! -e "$out/root/ready" ]; then
+packages="libhwy1 libfmt9 libflint-arb2 libflint17 libmpfr6 libgmp10 libntl44 libgf2x3 libsqlite3-0 zlib1g-dev libflint-dev libgmp-dev libmpfr-dev"
+if [ "$(cat "$out/root/ready" 2>/dev/null)" != "$packages" ]; then
   apt_arm=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root
     -o Dir::State::lists="$out/apt/lists" -o Dir::Cache="$out/apt/cache")
   "${apt_arm[@]}" update
-  (cd "$out/debs" && "${apt_arm[@]}" download libhwy1 libfmt9 libflint-arb2 libflint17 libmpfr6 libgmp10 libntl44 libgf2x3 libsqlite3-0 zlib1g-dev libflint-dev libgmp-dev libmpfr-dev)
+  (cd "$out/debs" && "${apt_arm[@]}" download $packages)
   for deb in "$out"/debs/*.deb; do dpkg -x "$deb" "$out/root"; done
-  touch "$out/root/ready"
+  echo "$packages" >"$out/root/ready"
 fi
 libraries=$out/root/usr/lib/aarch64-linux-gnu
 

@@ -82,7 +82,8 @@ async function readEarlier() {
     const text = document.getElementById('earlier')?.textContent;
     if (text === undefined) throw new Error('the page ends before them');
     const part = await unpacked(text);
-    if (part.runs.length !== earlier) throw new Error(`there are ${count(part.runs.length)}`);
+    if (part.runs.length !== earlier)
+      throw new Error(`${count(part.runs.length)} of them are there`);
     add(part);
     earlier = 0;
   } catch (error) {
@@ -1305,16 +1306,24 @@ function caseView(state, run, name) {
 
 // While the user types into a filter, the page is drawn only when the typing pauses, because a
 // large store takes a moment.
-let timer;
+let timer, typed;
 function later(work) {
   clearTimeout(timer);
-  timer = setTimeout(work, runs.length > 50 ? 250 : 60);
+  typed = work;
+  timer = setTimeout(now, runs.length > 50 ? 250 : 60);
+}
+function now() {
+  clearTimeout(timer);
+  const work = typed;
+  typed = undefined;
+  work?.();
 }
 
 const scrolls = new Map();
 let shownAt = null;
 function show() {
   clearTimeout(timer);
+  typed = undefined;
   const state = address(),
     run = byId.get(String(state.run)),
     hash = location.hash;
@@ -1375,6 +1384,7 @@ requestAnimationFrame(() =>
     await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 100)));
     await readEarlier();
     tell();
+    now(); // what is being typed would be lost when the page is drawn again
     show();
   }),
 );

@@ -420,18 +420,22 @@ test('1,000 runs of 1,000 results by columns are each looked at a few times', as
       'O',
       1000 + k,
     ]),
-    columns = [kinds.map((_, k) => k)];
-  const runs = Array.from({ length: 1000 }, (_, i) => ({
-    ...run(1),
-    results: undefined,
-    id: i + 1,
-    commit: `${i}`,
-    started: new Date(Date.UTC(2024, 0, 1 + i)).toISOString(),
-    kinds: 0,
-    worst_ratio: columns.push(numbers(0.1 + i / 2000)) - 1,
-    seconds: columns.push(numbers(0.001 + i / 2e6)) - 1,
-  }));
-  const page = await open({ generated: '', kinds, columns, runs }, { counted: true });
+    part = (first, end) => {
+      const columns = [kinds.map((_, k) => k)];
+      const runs = Array.from({ length: end - first }, (_, k) => first + k).map((i) => ({
+        ...run(1),
+        results: undefined,
+        id: i + 1,
+        commit: `${i}`,
+        started: new Date(Date.UTC(2024, 0, 1 + i)).toISOString(),
+        kinds: 0,
+        worst_ratio: columns.push(numbers(0.1 + i / 2000)) - 1,
+        seconds: columns.push(numbers(0.001 + i / 2e6)) - 1,
+      }));
+      return { kinds, columns, runs };
+    };
+  const page = await openParts(part(960, 1000), part(0, 960), { counted: true });
+  await whole(page);
   await page.waitForSelector('.sortable');
   const drawn = await page.executions();
   t.diagnostic(`${drawn} executions until it is drawn`);
@@ -488,19 +492,61 @@ function byColumns({ runs, ...rest }) {
   return { ...rest, kinds, columns, runs: short };
 }
 
-// A page of which the program has packed the first runs.
-function openPacked({ runs, ...rest }, first, { change = (text) => text, ...options } = {}) {
-  const earlier = change(
-    deflateSync(JSON.stringify(byColumns({ runs: runs.slice(0, first) }))).toString('base64'),
+// A page as the program writes it: the last runs, and behind them the earlier ones, packed.
+function openParts(last, first, { change = (text) => text, ...options } = {}) {
+  const packed = change(deflateSync(JSON.stringify(first)).toString('base64'));
+  return open(
+    { ...last, earlier: first.runs.length },
+    { ...options, behind: `<script type="text/plain" id="earlier">${packed}</script>` },
   );
-  const data = { ...rest, ...byColumns({ runs: runs.slice(first) }), earlier: first };
-  return open(data, {
-    ...options,
-    behind: `<script type="text/plain" id="earlier">${earlier}</script>`,
-  });
 }
+const openPacked = ({ runs, ...rest }, first, options) =>
+  openParts(
+    byColumns({ ...rest, runs: runs.slice(first) }),
+    byColumns({ runs: runs.slice(0, first) }),
+    options,
+  );
 const whole = (page) =>
   until(page, () => !/being read/.test(document.querySelector('.when').textContent));
+
+test('the last runs are shown while the earlier ones are read, and what is typed stays', async () => {
+  // The page reads the earlier runs when this says so.
+  const before = () => {
+    const released = new Promise((done) => (window.release = done)),
+      { json } = Response.prototype;
+    Response.prototype.json = async function () {
+      await released;
+      return json.call(this);
+    };
+  };
+  const first = store.runs.length - 1,
+    of_run = `#run=${failed.id}`;
+  assert.ok(store.runs.indexOf(failed) < first);
+  for (const hash of [of_run, `${of_run}&case=${encodeURIComponent(lost.name)}`]) {
+    const page = await openPacked(store, first, { before, hash });
+    assert.equal(await text(page, 'h2'), `Reading run ${failed.id}`);
+    await page.evaluate(() => window.release());
+    await whole(page);
+    assert.notEqual(await text(page, 'h2'), `Reading run ${failed.id}`);
+    await page.finish();
+  }
+  const page = await openPacked(store, first, { before });
+  const reading = first === 1 ? '1 earlier run is' : `${first} earlier runs are`;
+  assert.equal(await text(page, 'main [role=status]'), `1 of 1 run; ${reading} being read`);
+  await page.focus('input[name=filter]');
+  // The letters are typed and the runs arrive at once, before the page would be drawn for them.
+  await page.evaluate(() => {
+    const field = document.querySelector('input[name=filter]');
+    field.value = 'l=';
+    field.dispatchEvent(new Event('input', { bubbles: true }));
+    window.release();
+  });
+  await whole(page);
+  await until(page, () => /filter=/.test(location.hash));
+  assert.equal(await page.$eval('input[name=filter]', (e) => e.value), 'l=');
+  assert.equal(await page.evaluate(() => document.activeElement.name), 'filter');
+  await page.finish();
+});
 
 test('earlier runs that were cut off are told, and the others are shown', async () => {
   const of = (n) => `${n} of ${n} runs; 2 earlier runs cannot be read: `;
