@@ -33,13 +33,14 @@ float truncated(double x) {
 bool is_half(const Contract& c) { return c.dot_roundoff == unit_roundoff(Dtype::f16); }
 bool truncates(const Contract& c) { return c.dot_roundoff == 0x1p-23; }
 
-// exp of s - m, with the error that the schedule draws from what the contract allows.
+// exp of (s - m) times a unit, with the error that the schedule draws from what the contract
+// allows.
 class Exponential {
  public:
-  Exponential(const Contract& c, const Schedule& how)
+  Exponential(const Contract& c, const Schedule& how, float unit)
       : base_two_(how.base_two),
         fuses_(how.fuses_argument),
-        fold_(static_cast<float>(log2_e * (1 + how.constant * c.scale_error))),
+        fold_(unit * log2_e * (1 + how.constant * c.scale_error)),
         floor_(how.flushes ? c.exp_floor : 0),
         offset_(how.exp_offset * c.exp_ulp * 0x1p-23),
         slope_(how.exp_slope * c.exp_ulp_per_unit * 0x1p-23) {}
@@ -47,10 +48,11 @@ class Exponential {
   // exp(0) is 1 in every arithmetic that a contract describes.
   Eigen::ArrayXf of(const Eigen::Ref<const Eigen::ArrayXf>& s, float m) const {
     Eigen::ArrayXf argument = s - m;
+    const auto folded = static_cast<float>(m * fold_);
     if (base_two_ && fuses_)
-      // A double holds the product, so that this is a fused multiply-add.
-      argument = (s.cast<double>() * fold_ - static_cast<double>(m * fold_)).cast<float>();
-    else if (base_two_) argument = s * fold_ - m * fold_;
+      // A double holds the product nearly, so that this is a fused multiply-add.
+      argument = (s.cast<double>() * fold_ - static_cast<double>(folded)).cast<float>();
+    else if (base_two_) argument = (s.cast<double>() * fold_).cast<float>() - folded;
     const Eigen::ArrayXd x = (base_two_ ? ln_2 : 1) * argument.cast<double>();
     const Eigen::ArrayXd y = x.exp() * (1 + offset_ + slope_ * x.max(-200.0));
     return (x == 0).select(1.0, (y < floor_).select(0.0, y)).cast<float>();
@@ -59,29 +61,36 @@ class Exponential {
 
  private:
   bool base_two_, fuses_;
-  float fold_;
+  // Not rounded to binary32: each replicate then rounds its multiple of a maximum in another way.
+  double fold_;
   double floor_, offset_, slope_;
 };
 
-// The online softmax: running maximum, row sum and accumulator, tile by tile.
+// The online softmax: running maximum, row sum and accumulator, tile by tile. Scores are in units,
+// which the exponential knows.
 class OnlineSoftmax {
  public:
-  OnlineSoftmax(const Contract& c, const Schedule& how, const EmulatedRows& in)
+  OnlineSoftmax(const Contract& c, const Schedule& how, const EmulatedRows& in, float unit)
       : c_(c),
         how_(how),
         in_(in),
-        exp_(c, how),
-        offset_(c.ordered ? in.key0 % how.tile : 0),
-        max_(Columns::Constant(in.q.rows(), -inf)),
-        sum_(Columns::Zero(in.q.rows())),
-        out_(RowMajorSingle::Zero(in.q.rows(), in.kv->values_single.cols())) {}
+        unit_(unit),
+        exp_(c, how, unit),
+        offset_(c.ordered ? in.key0 % how.tile : 0) {
+    start_split();
+  }
 
   EmulatedOutputs run(const RowMajorSingle& scores) {
-    for (Index t : how_.order) {
+    // Declared splits begin at multiples of their width.
+    const Index before = c_.ordered ? in_.key0 / how_.tile : 0;
+    for (Index n = 0; n < std::ssize(how_.order); ++n) {
+      const Index t = how_.order[usize(n)];
+      if (n > 0 && how_.split_tiles > 0 && (before + n) % how_.split_tiles == 0) end_split();
       if (width_of(t) == 0) continue;
       RowMajorSingle p = weigh_tile(scores, t);
       if (!how_.normalizes_first) add_values(p, t);
     }
+    merge_splits();
     if (in_.has_sink) add_sink();
     EmulatedOutputs out{RowMajorSingle(), Columns(sum_.size())};
     for (Index r = 0; r < sum_.size(); ++r) out.lse(r) = lse(r);
@@ -95,6 +104,30 @@ class OnlineSoftmax {
  private:
   Index first_of(Index t) const { return std::clamp<Index>(t * how_.tile - offset_, 0, in_.count); }
   Index width_of(Index t) const { return first_of(t + 1) - first_of(t); }
+
+  void start_split() {
+    const Index rows = in_.q.rows();
+    max_ = Columns::Constant(rows, -inf);
+    sum_ = Columns::Zero(rows);
+    out_ = RowMajorSingle::Zero(rows, in_.kv->values_single.cols());
+  }
+
+  void end_split() {
+    merge_splits();
+    before_ = {std::move(max_), std::move(sum_), std::move(out_)};
+    start_split();
+  }
+
+  // Adds what the splits before have summed to the current one.
+  void merge_splits() {
+    for (Index r = 0; r < before_.max.size(); ++r) {
+      if (before_.max(r) == -inf) continue;
+      raise_maximum(r, std::max(max_(r), before_.max(r)));
+      const float w = exp_.of(before_.max(r), max_(r));
+      sum_(r) += before_.sum(r) * w;
+      out_.row(r) += before_.out.row(r) * w;
+    }
+  }
 
   void raise_maximum(Index r, float m) {
     if (m == max_(r)) return;
@@ -112,7 +145,7 @@ class OnlineSoftmax {
       const Eigen::ArrayXf s = scores.row(r).segment(first_of(t), width).transpose();
       const float largest = s.maxCoeff();
       // A maximum that lags by less than 8 is kept, as kernels do that rescale rarely.
-      if (!(how_.late_maximum && max_(r) > -inf && largest < max_(r) + 8))
+      if (!(how_.late_maximum && max_(r) > -inf && unit_ * (largest - max_(r)) < 8))
         raise_maximum(r, std::max(max_(r), largest));
       if (max_(r) == -inf) continue;
       p.row(r) = exp_.of(s, max_(r)).transpose();
@@ -145,7 +178,7 @@ class OnlineSoftmax {
     if (sum_(r) == 0) return -inf;
     const auto error = static_cast<float>(1 + how_.log * c_.log_ulp * 0x1p-23);
     if (!how_.base_two) return max_(r) + std::log(sum_(r)) * error;
-    return (max_(r) * static_cast<float>(log2_e) + std::log2(sum_(r)) * error) *
+    return (max_(r) * static_cast<float>(unit_ * log2_e) + std::log2(sum_(r)) * error) *
            static_cast<float>(ln_2);
   }
 
@@ -187,12 +220,17 @@ class OnlineSoftmax {
   const Contract& c_;
   const Schedule& how_;
   const EmulatedRows& in_;
+  const float unit_;
   Exponential exp_;
   // Declared tiles begin at multiples of their width, and where they begin decides how weights are
   // rounded. This many keys of the first one lie before those that are given.
   const Index offset_;
   Columns max_, sum_;
   RowMajorSingle out_;
+  struct {
+    Columns max, sum;
+    RowMajorSingle out;
+  } before_;  // of the splits before; empty in the first one
 };
 
 // The numbers that dot products read: those below the floor are 0.
@@ -342,7 +380,7 @@ RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const Emu
   // A kernel that computes 2^x may multiply Q by log2 e, too. What cancels exactly in q.k may then
   // do so no more.
   const bool folded = how.base_two && how.scales_query && !by_root && !c.query_dtype &&
-                      in.softcap == 0 && in.bias.size() == 0;
+                      in.softcap == 0 && in.only_masks;
   if (folded) q *= in.scale * static_cast<float>(log2_e);
   else if (prescaled) q *= by_root ? std::copysign(root, in.scale) : in.scale;
   if (c.query_dtype) round_all(*c.query_dtype, q);
@@ -383,7 +421,9 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   how.dot_part = c.ordered || is_plain ? 0 : part;
   how.half_part = halves[random.below(std::size(halves))];
   how.scales_query = !c.ordered && random.below(2) != 0;
+  how.scales_gradients = c.ordered ? serial % 2 == 0 : how.scales_query;
   how.base_two = c.fused_argument;
+  how.folds_scale = serial / 2 % 2 != 0;
   how.fuses_argument = c.ordered || serial % 6 < 3;
   how.from_lse =
       c.weights_from_lse || (!c.ordered && !c.weight_dtype && !c.divides_first && serial % 4 == 1);
@@ -405,6 +445,9 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   how.lanes = how.aligns_products = serial % 2 != 0;
   // Declared tiles may begin before the first key.
   how.order.resize(usize((keys + how.tile - 1) / how.tile + (c.ordered ? 1 : 0)));
+  if (c.split_keys > 0) how.split_tiles = std::max<Index>(c.split_keys / how.tile, 1);
+  else if (c.splits > 1) how.split_tiles = std::ssize(how.order) / c.splits + 1;
+  else if (!c.ordered && serial % 4 == 2) how.split_tiles = 1 + serial / 4;
   std::iota(how.order.begin(), how.order.end(), Index{0});
   if (!c.ordered)
     for (std::size_t k = how.order.size(); k > 1; --k)
@@ -413,7 +456,15 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
 }
 
 EmulatedOutputs emulate(const Contract& c, const Schedule& how, const EmulatedRows& in) {
-  return OnlineSoftmax(c, how, in).run(emulated_scores(c, how, in));
+  const bool folds = how.base_two && how.folds_scale && !how.scales_query && !how.scales_both &&
+                     !c.query_dtype && !c.score_dtype && in.softcap == 0 && in.only_masks &&
+                     in.scale > 0 && std::isfinite(in.sink / in.scale);
+  if (!folds) return OnlineSoftmax(c, how, in, 1).run(emulated_scores(c, how, in));
+  // The softmax reads q.k, and multiplies it by scale * log2 e, which is one number.
+  EmulatedRows unscaled = in;
+  unscaled.scale = 1;
+  unscaled.sink /= in.scale;
+  return OnlineSoftmax(c, how, unscaled, in.scale).run(emulated_scores(c, how, unscaled));
 }
 
 }  // namespace assay

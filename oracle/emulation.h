@@ -17,6 +17,8 @@ namespace assay {
 struct Schedule {
   Index tile = 64;           // keys that share one running maximum
   std::vector<Index> order;  // of the tiles
+  // Tiles in a split: each split has its own maximum and sums, which are merged. 0: one split.
+  Index split_tiles = 0;
   std::uint64_t dim_seed =
       0;  // of the order in which the terms of q.k are summed; 0: as they stand
   // Some keys are summed in another order and in other parts, as at the edges of a matrix product.
@@ -29,12 +31,14 @@ struct Schedule {
   // a row are off together.
   bool scales_both = false;
   bool base_two = false;          // 2^x with log2 e folded into the argument
+  bool folds_scale = false;       // so is the scale, where nothing is added to scores
   bool normalizes_first = false;  // weights are divided by the row sum before P V
   // Weights are e^(s - LSE): the rounding of LSE is one of all weights of a row.
   bool from_lse = false;
-  bool late_maximum = false;     // the running maximum lags behind: weights above 1 occur
-  bool three_parts = false;      // a product of fp32 numbers is three products of TF32 numbers
-  bool rounds_unscaled = false;  // scores are stored before the scale as well
+  bool late_maximum = false;      // the running maximum lags behind: weights above 1 occur
+  bool three_parts = false;       // a product of fp32 numbers is three products of TF32 numbers
+  bool rounds_unscaled = false;   // scores are stored before the scale as well
+  bool scales_gradients = false;  // dS is scaled before it is rounded, where a contract allows it
   double exp_offset = 0, exp_slope = 0;  // the error of exp in [-1, 1] of what the contract allows
   double constant = 0;                   // the error of the folded constant, likewise
   double tanh = 0, log = 0;              // the errors of tanh and of log, likewise
@@ -60,7 +64,8 @@ struct EmulatedRows {
   const KeyValues* kv = nullptr;
   Index key0 = 0, count = 0;  // the keys that some row sees
   RowMajorSingle q;           // rows x D
-  RowMajorSingle bias;        // rows x count, -inf where masked
+  RowMajorSingle bias;        // rows x count, -inf where masked; empty where all are 0
+  bool only_masks = true;     // no bias is another number than 0 and -inf
   RowMajorSingle kept;        // rows x count, 1 or 0 by dropout; empty without dropout
   float scale = 1, softcap = 0;
   float sink = 0;

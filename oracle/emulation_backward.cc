@@ -87,7 +87,7 @@ EmulatedGradients emulate_backward(const Contract& c, const Schedule& how, const
   }
   if (c.dp_dtype) round_all(*c.dp_dtype, ds);
   if (slope.size() > 0) ds.array() *= slope.array();
-  const bool late = c.score_gradients_late && how.scales_query;
+  const bool late = c.score_gradients_late && how.scales_gradients;
   if (late) ds *= x.scale;
   if (c.weight_dtype) round_all(*c.weight_dtype, ds);
   if (x.kept.size() > 0) p.array() *= x.kept.array() * in.keep_scale;

@@ -144,6 +144,7 @@ EmulatedRows emulated_inputs(const ProjectedAttention& p, const KeyValues& kv, c
       const double bias = block.visible[pair] ? seen.bias[usize(block.key0 + j)] : -inf;
       in.bias(r, j) = static_cast<float>(bias);
       any_bias = any_bias || bias != 0;
+      in.only_masks = in.only_masks && (bias == 0 || bias == -inf);
       if (!block.kept.empty()) in.kept(r, j) = static_cast<float>(block.kept[pair]);
     }
   }

@@ -118,6 +118,22 @@ TEST(Evidence, EmulatedKernelsRaiseNoAlarmWhereTheyOnceDid) {
            Right{"backward b=1 h=2 l=20x84 d=64 dtype=f16 offset=37 bool=random@ij alibi "
                  "scores=far-negative values=offset seed=30059",
                  "dP stored in the dtype"},
+           // The scale is folded into 2^x, and its product with a maximum near -200,000 is rounded.
+           Right{"attention b=3 h=5 l=2x5 d=80/48 dtype=f16 causal scores=far-negative "
+                 "values=uniform seed=173",
+                 "weights in the dtype, splits"},
+           // Weights are rounded relative to the maximum of their split.
+           Right{"attention b=2 h=3/1 l=37x53 d=128/96 dtype=bf16 out=f32 scale=0.25 softcap=50 "
+                 "causal offset=end bool=empty-rows@ij bias=minus-infinity@hij lengths=47,37 "
+                 "starts=10,26 alibi sink=0.5 dropout=0.3:11 scores=cancel values=head-number "
+                 "seed=19 layout=bshd",
+                 "weights in the dtype, splits"},
+           // dS is scaled before it is rounded to f16, where it underflows.
+           Right{"backward b=3 h=5 l=63x128 d=40/72 dtype=f16 scale=0.25 causal window=16,0 "
+                 "bool=random@bj bias=minus-infinity@hij starts=51,0,102 docs=7,19,11 alibi "
+                 "scores=falling values=tiny grad=ramp hidden=huge seed=203 "
+                 "layout=q:reversed,k:padded,v:shared-batch,o:strided threads=2",
+                 "weights in the dtype, dS from them and scaled"},
        }) {
     const Case c = parse_case(line);
     const std::vector<Emulation> all = emulations(c.dtype);
