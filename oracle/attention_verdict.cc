@@ -592,19 +592,36 @@ Verdict judge_bounds(const ProjectedAttention& given, const AttentionOutput& out
   return verdict;
 }
 
-// Asks the evidence about a verdict, under the conventions that it has found.
+// Asks the evidence about a verdict, under the conventions that it has found. Where bounds are
+// wide, they hold also what follows from subnormal numbers that are read as 0: if no arithmetic
+// makes such errors, those that flush are asked as well.
 void ask_evidence(Verdict& v, const ProjectedAttention& problem, const AttentionOutput& out,
                   const Contract& strict, std::span<const Contract> contracts,
                   const JudgeOptions& options) {
   if (!is_weighed(v, options)) return;
-  JudgeOptions under = options;
-  under.conventions = v.differs.over(options.conventions);
-  std::vector<Contract> asked;
-  for (const Contract& c : contracts) asked.push_back(flushing(under.conventions, c));
-  take_evidence(v,
-                weigh(anchored(problem, under.conventions), out,
-                      flushing(under.conventions, strict), asked, v.suspects, under),
-                options.evidence);
+  const auto under = [&](const Conventions& conventions) {
+    JudgeOptions own = options;
+    own.conventions = conventions;
+    std::vector<Contract> asked;
+    for (const Contract& c : contracts) asked.push_back(flushing(conventions, c));
+    return weigh(anchored(problem, conventions), out, flushing(conventions, strict), asked,
+                 v.suspects, own);
+  };
+  const Conventions found = v.differs.over(options.conventions);
+  Evidence e = under(found);
+  if (!e.fits && !found.declares(Convention::subnormals) && zeroed_inputs(problem)) {
+    Conventions flushed = found;
+    flushed.declare(Subnormals::flushed);
+    if (Evidence of_flushed = under(flushed); of_flushed.fits) {
+      e = std::move(of_flushed);
+      v.differs.declare(Subnormals::flushed);
+      if (v.outcome == Outcome::pass || v.outcome == Outcome::suspect) {
+        v.outcome = Outcome::convention;
+        v.reason = told_conventions(v.differs);
+      }
+    }
+  }
+  take_evidence(v, std::move(e), options.evidence);
 }
 
 }  // namespace

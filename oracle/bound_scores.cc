@@ -160,6 +160,12 @@ double largest_score(const Contract& c) {
   return c.score_dtype ? std::min(c.largest, format(*c.score_dtype).max_finite) : c.largest;
 }
 
+// The largest finite q.k that is kept for certain. What may be stored before the scale may leave
+// the range there.
+double largest_unscaled(const Contract& c) {
+  return c.stores_score_parts ? largest_score(c) : c.largest;
+}
+
 }  // namespace
 
 void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
@@ -182,7 +188,7 @@ bool excludes_overflow(const Contract& c, const BoundContext& x, double absolute
                        double magnitude) {
   const double gamma_n = gamma_factor(score_roundings(c, x), c.dot_roundoff);
   const double above = absolute * (1 + gamma_n) * (1 + safety::second_order);
-  return above < c.largest &&
+  return above < largest_unscaled(c) &&
          above * x.scale + magnitude * (1 + safety::second_order) < largest_score(c);
 }
 
@@ -193,7 +199,7 @@ void find_overflow(const Contract& c, const BoundContext& x, const RowTruth& t, 
   const double score_limit = largest_score(c);
   // A score must fit the accumulator before the scale. After the scale, and after every bias, it
   // must fit where scores are kept.
-  const double per_unscaled = (1 + gamma_n) / c.largest;
+  const double per_unscaled = (1 + gamma_n) / largest_unscaled(c);
   const double per_scaled = (1 + gamma_n) * x.scale / score_limit, per_magnitude = 1 / score_limit;
   const double per_dot = std::max(1 / c.largest, x.scale / score_limit);
   LaneMax possible(0), certain(0);

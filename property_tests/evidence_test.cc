@@ -134,6 +134,16 @@ TEST(Evidence, EmulatedKernelsRaiseNoAlarmWhereTheyOnceDid) {
                  "scores=falling values=tiny grad=ramp hidden=huge seed=203 "
                  "layout=q:reversed,k:padded,v:shared-batch,o:strided threads=2",
                  "weights in the dtype, dS from them and scaled"},
+           // q.k is beyond what f16 holds, and is stored in it before the scale.
+           Right{"attention b=1 h=1 l=96 d=192/128 dtype=f16 scale=0.25 causal offset=-3 "
+                 "scores=far-positive values=constant seed=291",
+                 "scores stored in the dtype, and before the scale"},
+           // K is read as 0, and bounds are so wide that they hold what follows from it.
+           Right{"attention b=1 h=1 l=12x191 d=17/33 dtype=bf16 out=f32 scale=0.25 causal "
+                 "offset=end window=-1,3 bool=random@bj bias=minimum alibi sink=0.5 "
+                 "scores=near-overflow values=biased hidden=inf seed=10254 "
+                 "layout=q:reversed,k:padded,v:shared-batch,o:strided",
+                 "fp32, sums that flush"},
        }) {
     const Case c = parse_case(line);
     const std::vector<Emulation> all = emulations(c.dtype);
