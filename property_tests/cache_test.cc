@@ -336,7 +336,7 @@ TEST_P(CacheOn, ChunksAndTokensEqualOneCall) {
 // where they are, and many rows read what was packed.
 TEST_P(CacheOn, WideRowsHaveTheBitsOfTheWholeCall) {
   for (Dtype dtype : {Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1})
-    for (auto [group, dim] : {std::pair<Index, Index>{0, 128}, {48, 96}, {7, 64}}) {
+    for (auto [group, dim] : {std::pair<Index, Index>{0, 128}, {48, 96}, {32, 90}, {7, 64}}) {
       constexpr Index length = 300;
       CacheConfig config = config_of(CacheKind::paged, dtype, 1, length, 16);
       config.group_size = group;
@@ -358,6 +358,65 @@ TEST_P(CacheOn, WideRowsHaveTheBitsOfTheWholeCall) {
           ASSERT_EQ(row_difference(whole.view(), 0, h, i, part.view(), 0, 0, dim), "")
               << format(dtype).name << " groups of " << group << ", row " << i;
       }
+    }
+}
+
+// The LSE of a row that sees one key is the score of that key, and under a Q of one 1 it is one
+// element of the key, whatever the code and the scale are.
+TEST_P(CacheOn, KeysOfEveryCodeAndScaleAreRead) {
+  constexpr Index dim = 72, keys = 64, rows = 8;
+  for (Dtype dtype : {Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1})
+    for (Index group : {0, 32, 7}) {
+      CacheConfig config = config_of(CacheKind::contiguous, dtype, 1, keys, 1);
+      config.kv_heads = 1;
+      config.group_size = group;
+      config.dim = dim;
+      std::mt19937_64 random(9);
+      const Tokens k = keys_for(config, keys, random), v = values_for(config, keys, random);
+      const auto cache = make_cache(config);
+      ASSERT_TRUE(cache->append(0, k.tensor.view(), v.tensor.view()).ok());
+      const kernels::StoredColumns& stored = cache->stored(0, 0).keys.columns;
+      auto* bytes = reinterpret_cast<std::uint8_t*>(const_cast<std::byte*>(stored.data));
+      auto* scales = const_cast<std::uint8_t*>(stored.scales);
+      const auto element = [&](Index key, Index c) {
+        const std::uint8_t* row = bytes + key * stored.row_bytes;
+        const std::uint32_t code = dtype == Dtype::f4e2m1 ? row[c / 2] >> c % 2 * 4 & 15 : row[c];
+        return kernels::decode_narrow(kernels::narrow_format(dtype), code) *
+               kernels::from_e8m0(scales[key * stored.row_scales + c / stored.group]);
+      };
+      for (bool special : {false, true})  // where E4M3 has NaN, and E5M2 an infinity
+        for (int scale : {0, 110, 127, 238, 239, 247, 255}) {
+          for (Index key = 0; key < keys; ++key) {
+            for (Index c = 0; c < stored.row_bytes; ++c) {
+              const Index n = key * stored.row_bytes + c;
+              bytes[n] = static_cast<std::uint8_t>(special ? n : n % 123 + n / 123 % 2 * 128);
+            }
+            for (Index g = 0; g * stored.group < dim; ++g)
+              scales[key * stored.row_scales + g] =
+                  static_cast<std::uint8_t>(std::max<Index>(0, scale - g - key % 3));
+          }
+          const Reading of(config, 1, rows, 3);
+          Attention p = of.problem;
+          p.window_left = 0;
+          for (Index key = 0; key < keys; key += rows)
+            for (Index first = 0; first < dim; ++first) {
+              p.offset = {key};
+              for (Index i = 0; i < rows; ++i)
+                for (Index c = 0; c < dim; ++c)
+                  store(p.q, p.q.at(0, 0, i, c), c == (first + 9 * i) % dim ? 1 : 0);
+              ASSERT_TRUE(kernels::attention_cached(p, *cache, {}, of.view(), on(1)).ok());
+              for (Index i = 0; i < rows; ++i) {
+                float score = 0;  // other elements make it NaN, if they are not finite
+                for (Index c = 0; c < dim; ++c)
+                  score += (c == (first + 9 * i) % dim ? 1.0f : 0.0f) * element(key + i, c);
+                const double wanted = static_cast<double>(score * p.scale),
+                             read = load(of.lse.view(), of.lse.view().at(0, 0, i, 0));
+                ASSERT_TRUE(read == wanted || (!std::isfinite(read) && !std::isfinite(wanted)))
+                    << format(dtype).name << " key " << key + i << " column "
+                    << (first + 9 * i) % dim << ": " << read << " instead of " << wanted;
+              }
+            }
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 // Packs stored rows of K and V into fp32 panels. The file is compiled once for each SIMD target.
 #include <cstdint>
 #include <algorithm>
+#include <array>
+#include <optional>
 #include <utility>
 
 #include "kernels/attention/attention_plan.h"
@@ -94,17 +96,18 @@ inline void prefetch_codes(const StoredRows& rows, Index j) {
 inline constexpr Index lanes = panel_width / 2;
 
 #if HWY_TARGET != HWY_SCALAR
-// The 128-bit block b of the result is taken from row 4 * b.
+// The 128-bit block b of the result is taken from row 4 * b. From the last row to the first: gcc 12
+// fails in the other order.
 HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
   const auto block = [&](Index row) HWY_ATTR {
     return hn::LoadDup128(d, reinterpret_cast<const float*>(rows + row * stride));
   };
-  Vector v = block(0);
-  if constexpr (lanes >= 8) v = hn::IfThenElse(hn::FirstN(d, 4), v, block(4));
+  Vector v = block(lanes - 4);
   if constexpr (lanes >= 16) {
-    v = hn::IfThenElse(hn::FirstN(d, 8), v, block(8));
-    v = hn::IfThenElse(hn::FirstN(d, 12), v, block(12));
+    v = hn::IfThenElse(hn::FirstN(d, 12), block(8), v);
+    v = hn::IfThenElse(hn::FirstN(d, 8), block(4), v);
   }
+  if constexpr (lanes >= 8) v = hn::IfThenElse(hn::FirstN(d, 4), block(0), v);
   return v;
 }
 
@@ -164,6 +167,74 @@ HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Ind
 }
 #endif
 
+// Whether codes are transposed as they are stored.
+inline constexpr bool transposes_codes = converts_f16 && HWY_TARGET != HWY_SCALAR;
+
+#if HWY_TARGET != HWY_SCALAR
+// The elements of codes that lie in the first 16 bytes of a row.
+template <Code code>
+inline constexpr Index code_block = is_nibble<code> ? 32 : 16;
+
+// Does what transpose_block does for codes, which are transposed as they are stored. The elements
+// lack their scales; those of E4M3 are divided by `held` too.
+template <Code code, class Take>
+HWY_INLINE void transpose_code_block(Lanes d, const std::byte* HWY_RESTRICT rows, Index stride,
+                                     const Take& take) {
+  const hn::Repartition<std::uint8_t, Lanes> d8;
+  const Halves d16;
+  const hn::RebindToUnsigned<Lanes> d32;
+  const hn::Half<decltype(d8)> half8;
+  // The 128-bit block b of `words` holds four bytes of each of the rows 4 b to 4 b + 3: the words
+  // are columns.
+  // Always inlined, as below, so that sums stay in registers.
+  const auto take_words = [&](Index byte, auto words) HWY_ATTR __attribute__((always_inline)) {
+    auto bytes = hn::BitCast(d8, words);
+    if constexpr (lanes > 4) {
+      alignas(64) static constexpr auto columns_together = [] {
+        std::array<std::int32_t, lanes> from{};
+        for (std::size_t i = 0; i < from.size(); ++i)
+          from[i] = static_cast<std::int32_t>(i % (lanes / 4) * 4 + i / (lanes / 4));
+        return from;
+      }();
+      bytes =
+          hn::BitCast(d8, hn::TableLookupLanes(hn::BitCast(d32, words),
+                                               hn::SetTableIndices(d32, columns_together.data())));
+    }
+    const auto take_two = [&](Index column, auto two) HWY_ATTR __attribute__((always_inline)) {
+      if constexpr (is_nibble<code>) {
+        const auto nibbles = [&](auto v) HWY_ATTR {
+          return halves_of<code>(d16, bytes_of_nibbles(half8, v));
+        };
+        const auto first = nibbles(hn::And(two, hn::Set(half8, std::uint8_t{0xF}))),
+                   second = nibbles(hn::ShiftRight<4>(two));
+        take(2 * column, lower_floats(first));
+        take(2 * column + 1, lower_floats(second));
+        take(2 * column + 2, upper_floats(first));
+        take(2 * column + 3, upper_floats(second));
+      } else {
+        const auto h = halves_of<code>(d16, two);
+        take(column, lower_floats(h));
+        take(column + 1, upper_floats(h));
+      }
+    };
+    take_two(byte, hn::LowerHalf(half8, bytes));
+    take_two(byte + 2, hn::UpperHalf(half8, bytes));
+  };
+  const auto r0 = hn::BitCast(d8, load_blocks(d, rows, stride)),
+             r1 = hn::BitCast(d8, load_blocks(d, rows + stride, stride)),
+             r2 = hn::BitCast(d8, load_blocks(d, rows + 2 * stride, stride)),
+             r3 = hn::BitCast(d8, load_blocks(d, rows + 3 * stride, stride));
+  const auto low01 = hn::BitCast(d16, hn::InterleaveLower(d8, r0, r1)),
+             high01 = hn::BitCast(d16, hn::InterleaveUpper(d8, r0, r1)),
+             low23 = hn::BitCast(d16, hn::InterleaveLower(d8, r2, r3)),
+             high23 = hn::BitCast(d16, hn::InterleaveUpper(d8, r2, r3));
+  take_words(0, hn::InterleaveLower(d16, low01, low23));
+  take_words(4, hn::InterleaveUpper(d16, low01, low23));
+  take_words(8, hn::InterleaveLower(d16, high01, high23));
+  take_words(12, hn::InterleaveUpper(d16, high01, high23));
+}
+#endif
+
 // Gathers element `column` of as many rows as a vector has lanes.
 template <Dtype dtype>
 HWY_INLINE Vector gather_column(Lanes d, const std::byte* rows, Index stride, Index column) {
@@ -186,7 +257,19 @@ struct PanelRows {
   Index stride;  // bytes from one row to the next
   // for each half: bytes from a row to the row that is fetched into the cache meanwhile; 0 if none
   Index ahead[2];
+  // of codes, which are read where they are stored: [group of columns][row], `held` included
+  const float* scales = nullptr;
+  Index group = 0;
 };
+
+// Each block of 16 bytes of the rows fetches its share of their cache lines.
+HWY_INLINE void prefetch_rows(const PanelRows& rows, Index block) {
+  const Index first = block % 4 * (lanes / 4);
+  for (Index half = 0; half < 2; ++half)
+    if (rows.ahead[half] != 0)
+      for (Index r = first; r < first + lanes / 4; ++r)
+        hwy::Prefetch(rows.half[half] + rows.ahead[half] + r * rows.stride + block / 4 * 64);
+}
 
 // Calls take(half, column, its elements) for every column in order.
 template <Dtype dtype, class Take>
@@ -194,15 +277,9 @@ HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, co
   static_assert(lanes == 1 || lanes == 4 || lanes == 8 || lanes == 16);
   Index c = 0;
 #if HWY_TARGET != HWY_SCALAR
-  constexpr Index bytes = bytes_of<dtype>, block = 16 / bytes, line_columns = 64 / bytes;
+  constexpr Index bytes = bytes_of<dtype>, block = 16 / bytes;
   for (; c + block <= columns; c += block) {
-    // Each block fetches its share of the cache lines.
-    const Index first = c / block % 4 * (lanes / 4);
-    for (Index half = 0; half < 2; ++half)
-      if (rows.ahead[half] != 0)
-        for (Index r = first; r < first + lanes / 4; ++r)
-          hwy::Prefetch(rows.half[half] + rows.ahead[half] + r * rows.stride +
-                        c / line_columns * 64);
+    prefetch_rows(rows, c / block);
     transpose_block<dtype>(d, rows.half[0] + c * bytes, rows.stride,
                            [&](Index i, Vector v) HWY_ATTR { take(0, c + i, v); });
     transpose_block<dtype>(d, rows.half[1] + c * bytes, rows.stride,
@@ -214,6 +291,59 @@ HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, co
     take(1, c, gather_column<dtype>(d, rows.half[1], rows.stride, c));
   }
 }
+
+#if HWY_TARGET != HWY_SCALAR
+// Does the same for codes. Groups of columns that share a scale are whole blocks.
+template <Code code, class Take>
+HWY_INLINE void transpose_codes(Lanes d, const PanelRows& rows, Index columns, const Take& take) {
+  constexpr Index block = code_block<code>;
+  const float* values = decoded_values(rows.dtype);
+  for (Index c = 0; c < columns; c += block) {
+    const float* scales = rows.scales + c / rows.group * panel_width;
+    if (c + block <= columns) prefetch_rows(rows, c / block);
+    const auto take_half = [&](auto half) HWY_ATTR __attribute__((always_inline)) {
+      const Vector scale = hn::Load(d, scales + half() * lanes);
+      const std::byte* from = rows.half[half()] + c * 16 / block;
+      const auto scaled = [&](Index i, Vector v) HWY_ATTR
+          __attribute__((always_inline)) { take(half(), c + i, hn::Mul(v, scale)); };
+      if (c + block <= columns) return transpose_code_block<code>(d, from, rows.stride, scaled);
+      for (Index i = 0; c + i < columns; ++i) {
+        float elements[lanes];
+        for (Index r = 0; r < lanes; ++r) {
+          const auto byte = static_cast<std::uint32_t>(from[r * rows.stride + i * 16 / block]);
+          elements[r] =
+              values[is_nibble<code> ? byte >> (i % 2 * 4) & 0xF : byte] * (1 / held<code>);
+        }
+        scaled(i, hn::LoadU(d, elements));
+      }
+    };
+    take_half(std::integral_constant<Index, 0>());
+    take_half(std::integral_constant<Index, 1>());
+  }
+}
+
+// Rows of codes as an operand of register blocks (register_block-inl.h), each with one scale.
+template <Code code>
+struct CodeOperand {
+  const std::byte* HWY_RESTRICT row;
+  Index row_bytes, ahead;
+  const float* scale;
+  HWY_INLINE Vector load(Lanes d, std::size_t panel, std::size_t half) const {
+    const hn::Rebind<std::uint16_t, Lanes> d16;
+    const auto column = static_cast<Index>((2 * panel + half) * hn::Lanes(d));
+    if (half == 0) hwy::Prefetch(row + ahead + column * 16 / code_block<code>);
+    const auto codes = load_bytes<code>(hn::Rebind<std::uint8_t, Lanes>(),
+                                        reinterpret_cast<const std::uint8_t*>(row), column);
+    const hn::Rebind<hwy::float16_t, Lanes> half_floats;
+    return hn::Mul(hn::PromoteTo(d, hn::BitCast(half_floats, halves_of<code>(d16, codes))),
+                   hn::Set(d, *scale));
+  }
+  HWY_INLINE void next() {
+    row += row_bytes;
+    ++scale;
+  }
+};
+#endif
 
 // ---- Packing ------------------------------------------------------------------------------------
 
@@ -228,18 +358,57 @@ struct ValuesInPlace {
   Index count = 0;
   Dtype dtype = Dtype::f32;
   Index stride = 0, ahead = 0;       // as in PanelRows
+  const float* scales = nullptr;     // of codes: one for each value, `held` included
   const std::byte* zeros = nullptr;  // of pairs: a row of zeros
 };
 
-// ---- A few rows with keys and values where they are stored (stored_rows.cc) ---------------------
+// ---- A few rows with keys and values where they are stored ------------------------------------
 
-// Does for each of the rows what score_panel does, on a panel of keys that is not packed.
+// Does for each of the rows what score_panel does, on a panel of keys that is not packed: floats
+// (stored_rows.cc) or codes (stored_codes.cc).
 void score_stored_keys(const float* q, Index rows, Index dim, const PanelRows& keys, float scale,
                        float* scores);
+void score_stored_codes(const float* q, Index rows, Index dim, const PanelRows& keys, float scale,
+                        float* scores);
+// Does it for a block of rows. transpose(take) calls take as transpose_rows() does.
+template <std::size_t... R, class Transpose>
+HWY_INLINE void score_transposed(std::index_sequence<R...>, const float* q, float scale,
+                                 float* scores, const Transpose& transpose) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
+  transpose([&](Index half, Index c, Vector column) HWY_ATTR __attribute__((always_inline)) {
+    const float* row = q + c * static_cast<Index>(sizeof...(R));
+    if (half == 0) ((left[R] = hn::MulAdd(hn::Set(d, row[R]), column, left[R])), ...);
+    else ((right[R] = hn::MulAdd(hn::Set(d, row[R]), column, right[R])), ...);
+  });
+  const Vector s = hn::Set(d, scale);
+  ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride),
+    hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)),
+   ...);
+}
+
 // accumulator = correction * accumulator + P V for each of the rows. weights points to the weight
 // of the first of the `count` values; dim is a multiple of a panel's columns.
 void add_stored_values(const float* weights, Index rows, Index dim, const ValuesInPlace& values,
                        const float* correction, float* accumulator, Index accumulator_stride);
+void add_stored_codes(const float* weights, Index rows, Index dim, const ValuesInPlace& values,
+                      const float* correction, float* accumulator, Index accumulator_stride);
+// Does it for values that operand_of(first column) gives.
+template <class OperandOf>
+HWY_INLINE void add_values(const float* weights, Index rows, Index dim, Index count,
+                           const float* correction, float* accumulator, Index accumulator_stride,
+                           const OperandOf& operand_of) {
+  if (rows == 1)
+    return for_panels(0, dim, [&](auto panels, Index c) HWY_ATTR {
+      value_row(panels, weights, operand_of(c), count, correction[0], accumulator + c);
+    });
+  for_small_blocks(0, rows, [&](auto block, Index r) HWY_ATTR {
+    for (Index c = 0; c < dim; c += panel_width)
+      value_panel(block, weights + r * score_stride, operand_of(c), count, correction + r,
+                  accumulator + r * accumulator_stride + c, accumulator_stride);
+  });
+}
 
 // As many of the values [j, j + count) as lie in one page, where they are stored; without data if
 // they cannot be read there.
@@ -264,8 +433,15 @@ class Packer {
     std::fill_n(value_row_.get(), plan.padded_value_dim, 0.0f);
   }
 
-  // Returns the keys [j, j + panel_width) of a tile. The result is valid until the next call.
+  // Returns the keys [j, j + panel_width) of a tile, where they are stored if they can be read
+  // there. The result is valid until the next call.
   PanelRows panel(Index group, Index tile, Index j) {
+    if (const PanelRows codes = codes_in_place(group, tile, j); codes.scales) return codes;
+    return panel_of_floats(group, tile, j);
+  }
+
+  // The same, but codes are decoded.
+  PanelRows panel_of_floats(Index group, Index tile, Index j) {
     const StoredRows& stored = plan_.stored[usize(group)].keys;
     const Index dim = plan_.problem->shape.dim;
     const Dtype dtype = stored.columns.dtype;
@@ -303,7 +479,7 @@ class Packer {
       const auto store = [&](Index half, Index c, Vector column) HWY_ATTR {
         hn::Store(column, d, to + j * dim + c * panel_width + half * lanes);
       };
-      const PanelRows rows = panel(group, tile, j);
+      const PanelRows rows = panel_of_floats(group, tile, j);
       with_dtype(rows.dtype,
                  [&](auto dtype) HWY_ATTR { transpose_rows<dtype()>(d, rows, dim, store); });
     }
@@ -318,6 +494,9 @@ class Packer {
     if (!reads_in_place(stored.columns.dtype) || dim % panel_width != 0) return {};
     const Index first = tile * plan_.tiling.keys + keys.begin;
     if (!stored.columns.scales) return first_run(stored, first, keys.end - keys.begin);
+    if (const ValuesInPlace codes = codes_of_values(stored, first, keys.end - keys.begin);
+        codes.count > 0)
+      return codes;
     const Index run = std::min<Index>(decoded_rows, keys.end - keys.begin);
     for (Index j = 0; j < run; ++j) {
       prefetch_codes(stored, first + j);
@@ -369,6 +548,67 @@ class Packer {
   }
 
  private:
+  // Whether what a row of codes means can be had by way of f16, and what f16 is then multiplied by.
+  static bool by_halves(const StoredColumns& c, const std::byte* row) {
+    return c.dtype != Dtype::f8e4m3 || !has_nan_of_e4m3(row, c.count);
+  }
+  static std::optional<float> scale_of_halves(const StoredColumns& c, std::uint8_t code) {
+    const float scale = from_e8m0(code), of_e4m3 = c.dtype == Dtype::f8e4m3 ? held<Code::e4m3> : 1;
+    if (!(scale <= 0x1p127f / of_e4m3)) return std::nullopt;
+    return scale * of_e4m3;
+  }
+
+  // As many of the values [j, j + count) as are codes that can be read where they are.
+  ValuesInPlace codes_of_values(const StoredRows& stored, Index j, Index count) {
+    const StoredColumns& c = stored.columns;
+    if (!transposes_codes || stored.more.count > 0 || c.group < c.count) return {};
+    const auto [page, slot] = stored.place_of(j);
+    ValuesInPlace values{c.data + page * c.page_bytes + slot * c.row_bytes};
+    values.dtype = c.dtype;
+    values.stride = c.row_bytes;
+    values.ahead = bytes_ahead(stored, j);
+    values.scales = decoded_.get();
+    count = std::min(count, decoded_rows);
+    if (stored.pages) count = std::min(count, stored.page_size - slot);
+    for (; values.count < count; ++values.count) {
+      const std::optional<float> scale =
+          scale_of_halves(c, c.scales[page * c.page_scales + (slot + values.count) * c.row_scales]);
+      if (!scale || !by_halves(c, values.data + values.count * c.row_bytes)) break;
+      decoded_[values.count] = *scale;
+    }
+    return values;
+  }
+
+  // The codes of a panel of keys, if all of its rows are there, and what they mean can be had by
+  // way of f16.
+  PanelRows codes_in_place(Index group, Index tile, Index j) {
+    const StoredRows& stored = plan_.stored[usize(group)].keys;
+    const StoredColumns& c = stored.columns;
+    const auto [key0, begin, end] = place(stored, group, tile);
+    const Index block = c.dtype == Dtype::f4e2m1 ? 32 : 16;
+    if (!c.scales || !transposes_codes || Stages::observes || stored.more.count > 0 || j < begin ||
+        j + panel_width > end || (c.group % block != 0 && c.group < c.count))
+      return {};
+    PanelRows rows{c.dtype, {}, c.row_bytes, {}, rows_.get(), c.group};
+    for (Index half = 0; half < 2; ++half) {
+      const Index key = key0 + j + half * lanes;
+      const auto [page, slot] = stored.place_of(key);
+      if (stored.pages && slot + lanes > stored.page_size) return {};
+      rows.half[half] = c.data + page * c.page_bytes + slot * c.row_bytes;
+      rows.ahead[half] = bytes_ahead(stored, key);
+      for (Index r = 0; r < lanes; ++r) {
+        if (!by_halves(c, rows.half[half] + r * c.row_bytes)) return {};
+        const std::uint8_t* scales = c.scales + page * c.page_scales + (slot + r) * c.row_scales;
+        for (Index g = 0; g * c.group < c.count; ++g) {
+          const std::optional<float> scale = scale_of_halves(c, scales[g]);
+          if (!scale) return {};
+          rows_[g * panel_width + half * lanes + r] = *scale;
+        }
+      }
+    }
+    return rows;
+  }
+
   static constexpr bool reads_in_place(Dtype dtype) {
     return !Stages::observes && (dtype != Dtype::f16 || converts_f16);
   }

@@ -78,7 +78,20 @@ inline constexpr ByteTable e5m2_of_e2m1 = [] {
   return t;
 }();
 
+// By what E4M3 is divided as f16, so that moving its bits is enough.
+template <Code code>
+inline constexpr float held = code == Code::e4m3 ? 0x1p8f : 1.0f;
+
 #if HWY_TARGET != HWY_SCALAR
+// A nibble in each byte, as E5M2.
+template <class Bytes>
+HWY_INLINE hn::Vec<Bytes> bytes_of_nibbles(Bytes d8, hn::Vec<Bytes> nibbles) {
+  if constexpr (hn::MaxLanes(Bytes()) > 16)
+    return hn::TableLookupBytes(hn::LoadDup128(d8, e5m2_of_e2m1.byte), nibbles);
+  else
+    return hn::TableLookupBytes(hn::LoadU(hn::Full128<std::uint8_t>(), e5m2_of_e2m1.byte), nibbles);
+}
+
 // The elements from `i` on in a byte each: those of E2M1 as E5M2.
 template <Code code, class Bytes>
 HWY_INLINE hn::Vec<Bytes> load_bytes(Bytes d8, const std::uint8_t* bytes, Index i) {
@@ -89,31 +102,33 @@ HWY_INLINE hn::Vec<Bytes> load_bytes(Bytes d8, const std::uint8_t* bytes, Index 
     const hn::Repartition<std::uint16_t, Bytes> pairs;
     const hn::Rebind<std::uint8_t, decltype(pairs)> half8;
     const auto wide = hn::PromoteTo(pairs, hn::LoadU(half8, bytes + i / 2));
-    const auto nibbles = hn::BitCast(
-        d8, hn::And(hn::Or(wide, hn::ShiftLeft<4>(wide)), hn::Set(pairs, std::uint16_t{0x0F0F})));
-    if constexpr (hn::MaxLanes(Bytes()) > 16)
-      return hn::TableLookupBytes(hn::LoadDup128(d8, e5m2_of_e2m1.byte), nibbles);
-    else
-      return hn::TableLookupBytes(hn::LoadU(hn::Full128<std::uint8_t>(), e5m2_of_e2m1.byte),
-                                  nibbles);
+    return bytes_of_nibbles(d8, hn::BitCast(d8, hn::And(hn::Or(wide, hn::ShiftLeft<4>(wide)),
+                                                        hn::Set(pairs, std::uint16_t{0x0F0F}))));
   }
 }
 
-// Two vectors of elements in 16 bits each, as f16; those of E4M3 are divided by 2^8.
+// Two vectors of elements in 16 bits each, as f16; those of E4M3 are divided by `held`.
 using Halves = hn::Repartition<std::uint16_t, Lanes>;
-template <Code code>
-HWY_INLINE hn::Vec<Halves> load_halves(const std::uint8_t* bytes, Index i) {
-  const Halves d16;
-  const auto codes = load_bytes<code>(hn::Rebind<std::uint8_t, Halves>(), bytes, i);
-  if constexpr (code != Code::e4m3) return hn::ShiftLeft<8>(hn::PromoteTo(d16, codes));
-  else {
-    // The sign is extended, so that one shift brings it and the other bits to their places, and a
-    // second copy of it to the top bit of the exponent.
-    const auto extended = hn::PromoteTo(hn::RebindToSigned<Halves>(),
-                                        hn::BitCast(hn::Rebind<std::int8_t, Halves>(), codes));
-    return hn::And(hn::ShiftLeft<7>(hn::BitCast(d16, extended)),
-                   hn::Set(d16, std::uint16_t{0xBFFF}));
-  }
+template <Code code, class D16>
+HWY_INLINE hn::Vec<D16> halves_of(D16 d16, hn::Vec<hn::Rebind<std::uint8_t, D16>> codes) {
+  // Of E4M3, one shift brings the sign and the other bits to their places, and a second copy of the
+  // sign to the top bit of the exponent.
+  const auto extended = hn::BitCast(
+      d16,
+      hn::PromoteTo(hn::RebindToSigned<D16>(), hn::BitCast(hn::Rebind<std::int8_t, D16>(), codes)));
+  if constexpr (code != Code::e4m3) return hn::ShiftLeft<8>(extended);
+  else return hn::And(hn::ShiftLeft<7>(extended), hn::Set(d16, std::uint16_t{0xBFFF}));
+}
+
+HWY_INLINE Vector lower_floats(hn::Vec<Halves> h) {
+  const hn::Rebind<std::uint16_t, Lanes> half;
+  const hn::Rebind<hwy::float16_t, Lanes> half_floats;
+  return hn::PromoteTo(Lanes(), hn::BitCast(half_floats, hn::LowerHalf(half, h)));
+}
+HWY_INLINE Vector upper_floats(hn::Vec<Halves> h) {
+  const hn::Rebind<std::uint16_t, Lanes> half;
+  const hn::Rebind<hwy::float16_t, Lanes> half_floats;
+  return hn::PromoteTo(Lanes(), hn::BitCast(half_floats, hn::UpperHalf(half, h)));
 }
 
 // Decodes what decode_row does, as long as there are two vectors of elements, by the instruction
@@ -121,19 +136,15 @@ HWY_INLINE hn::Vec<Halves> load_halves(const std::uint8_t* bytes, Index i) {
 template <Code code>
 HWY_INLINE Index decode_by_halves(const std::uint8_t* bytes, Index i, Index end, float scale,
                                   float* HWY_RESTRICT to) {
-  constexpr float held = code == Code::e4m3 ? 0x1p8f : 1.0f;
   const Lanes d;
   constexpr auto n = static_cast<Index>(hn::MaxLanes(Lanes()));
-  if (!(scale <= 0x1p127f / held)) return i;
-  const Vector s = hn::Set(d, scale * held);
-  const hn::Rebind<std::uint16_t, Lanes> half;
-  const hn::Rebind<hwy::float16_t, Lanes> half_floats;
+  if (!(scale <= 0x1p127f / held<code>)) return i;
+  const Vector s = hn::Set(d, scale * held<code>);
   for (; i + 2 * n <= end && (code != Code::e2m1 || i % 2 == 0); i += 2 * n) {
-    const auto h = load_halves<code>(bytes, i);
-    hn::StoreU(hn::Mul(hn::PromoteTo(d, hn::BitCast(half_floats, hn::LowerHalf(half, h))), s), d,
-               to + i);
-    hn::StoreU(hn::Mul(hn::PromoteTo(d, hn::BitCast(half_floats, hn::UpperHalf(half, h))), s), d,
-               to + i + n);
+    const auto h =
+        halves_of<code>(Halves(), load_bytes<code>(hn::Rebind<std::uint8_t, Halves>(), bytes, i));
+    hn::StoreU(hn::Mul(lower_floats(h), s), d, to + i);
+    hn::StoreU(hn::Mul(upper_floats(h), s), d, to + i + n);
   }
   return i;
 }
