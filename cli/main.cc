@@ -17,6 +17,7 @@
 #include "cli/file_roles.h"
 #include "cli/options.h"
 #include "harness/candidates/kernel_process.h"
+#include "harness/kept_memory.h"
 #include "harness/records/safetensors.h"
 #include "harness/text.h"
 #include "problem/case.h"
@@ -161,5 +162,6 @@ int exit_status_of(const Function& function) {
 
 int main(int argc, char** argv) {
   assay::keep_standard_streams();
+  assay::keep_freed_memory();
   return assay::exit_status_of([&] { return assay::run(argc, argv); });
 }

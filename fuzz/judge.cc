@@ -8,6 +8,7 @@
 
 #include "fuzz/fitness.h"
 #include "harness/judging/execute.h"
+#include "harness/kept_memory.h"
 #include "problem/random.h"
 
 namespace assay {
@@ -38,8 +39,11 @@ std::size_t write_line(const Case& c, unsigned char* out, std::size_t size, std:
 }  // namespace
 
 int judge_bytes(CaseKind kind, const unsigned char* data, std::size_t size) {
-  static const char* const name = std::getenv("ASSAY_FUZZ_CANDIDATE");
-  static const std::unique_ptr<Candidate> candidate = make_candidate(name ? name : "host");
+  static const std::unique_ptr<Candidate> candidate = [] {
+    keep_freed_memory();
+    const char* const name = std::getenv("ASSAY_FUZZ_CANDIDATE");
+    return make_candidate(name ? name : "host");
+  }();
   const Case c = case_of_bytes(kind, {data, size});
   ExecuteOptions options;
   options.power = options.diagnosis = false;

@@ -8,6 +8,7 @@
 
 #include "fuzz/inputs.h"
 #include "harness/cases/draw_case.h"
+#include "harness/kept_memory.h"
 #include "oracle/product.h"
 #include "oracle/visibility.h"
 #include "problem/generate.h"
@@ -114,6 +115,7 @@ void execute_plainly(CaseKind kind, const FuzzInput& input) {
 }  // namespace assay
 
 int main(int argc, char** argv) {
+  assay::keep_freed_memory();
   using enum assay::CaseKind;
   const std::string_view name = argc > 1 ? argv[1] : "";
   for (const auto& [target, kind] : {std::pair{"forward", forward},

@@ -40,7 +40,7 @@ ExactSum big_sum(Index count, const Term& term) {
     const double t = term(k);
     if (t == 0) continue;
     const int shift = lowest_bit(t);
-    fmpz_set_si(x, static_cast<slong>(std::ldexp(t, -shift)));
+    fmpz_set_si(x, multiple_of(t, shift));
     fmpz_mul_2exp(x, x, static_cast<ulong>(shift - low));
     fmpz_add(sum, sum, x);
   }
@@ -115,8 +115,11 @@ ExactSum exact_of(const ProductRow& row, const ProductColumns& w, Index c, Index
 ExactSum exact_product(const Product& p, Index m, Index n) {
   ProductRow row;
   row.read(p, m);
-  ExactSum s = exact_of(row, ProductColumns(p.w, n, 1), 0, p.k);
-  s = times(s, p.w.tensor_scale);
+  return exact_product(p, row, ProductColumns(p.w, n, 1), 0);
+}
+
+ExactSum exact_product(const Product& p, const ProductRow& row, const ProductColumns& w, Index c) {
+  const ExactSum s = times(exact_of(row, w, c, p.k), p.w.tensor_scale);
   return p.a_low ? times(s, p.a_low.tensor_scale) : s;
 }
 

@@ -13,5 +13,7 @@ ExactSum times(ExactSum s, double factor);
 // The exact sum of the first `length` products of a row of A with column c of W, without tensor
 // scales.
 ExactSum exact_of(const ProductRow& row, const ProductColumns& w, Index c, Index length);
+// The whole sum, with them.
+ExactSum exact_product(const Product& p, const ProductRow& row, const ProductColumns& w, Index c);
 
 }  // namespace assay

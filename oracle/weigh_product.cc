@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "oracle/emulation.h"
+#include "oracle/exact_sum.h"
 #include "oracle/product_sample.h"
 #include "oracle/row_sample.h"
 #include "oracle/weigh.h"
@@ -37,29 +38,36 @@ ProductSample sample_product(const Product& p, const TensorView& c, const Verdic
   const Index rows = std::clamp<Index>(elements / 32, 1, 16);
   s.rows = spread(p.m, rows, worst ? worst->row : -1, seed);
   s.columns = spread(p.n, elements / std::ssize(s.rows), worst ? worst->column : -1, seed);
-  const std::vector<double> a = decode_activations(p), w = decode_weights(p.w);
   const Index n = std::ssize(s.columns), m = std::ssize(s.rows);
-  s.a.resize(m, p.k);
-  s.w.resize(p.k, n);
-  for (Index r = 0; r < m; ++r)
-    for (Index k = 0; k < p.k; ++k) s.a(r, k) = a[usize(s.rows[usize(r)] * p.k + k)];
-  for (Index k = 0; k < p.k; ++k)
-    for (Index j = 0; j < n; ++j) s.w(k, j) = w[usize(k * p.n + s.columns[usize(j)])];
-  s.exact = s.error = RowMajor::Zero(m, n);
-  s.asked.resize(m, n);
   s.group = p.w.group;
   s.tensor_scale = static_cast<double>(p.w.tensor_scale);
+  s.a.resize(m, p.k);
+  s.w.resize(p.k, n);
+  const double scale_of_a = p.a_low ? static_cast<double>(p.a_low.tensor_scale) : 1;
+  std::vector<ProductRow> rows_of_a(usize(m));
+  for (Index r = 0; r < m; ++r) {
+    rows_of_a[usize(r)].read(p, s.rows[usize(r)]);
+    for (Index k = 0; k < p.k; ++k) s.a(r, k) = rows_of_a[usize(r)].a[usize(k)] * scale_of_a;
+  }
+  std::vector<ExactSum> exact;  // column after column
+  exact.reserve(usize(m * n));
+  for (Index j = 0; j < n; ++j) {
+    const ProductColumns column(p.w, s.columns[usize(j)], 1);
+    for (Index k = 0; k < p.k; ++k) s.w(k, j) = column.weight(k, 0) * s.tensor_scale;
+    for (const ProductRow& row : rows_of_a) exact.push_back(exact_product(p, row, column, 0));
+  }
+  s.exact = s.error = RowMajor::Zero(m, n);
+  s.asked.resize(m, n);
   s.out = c.dtype;
   const RowMajor gauge = s.a.cwiseAbs() * s.w.cwiseAbs();
   for (Index r = 0; r < m; ++r)
     for (Index j = 0; j < n; ++j) {
-      const Index row = s.rows[usize(r)], column = s.columns[usize(j)];
-      const ExactSum exact = exact_product(p, row, column);
-      const double got = load(c, c.at(0, 0, row, column));
-      s.asked(r, j) = std::isfinite(exact.high) && std::isfinite(got) && !underflows(gauge(r, j));
+      const ExactSum& is = exact[usize(j * m + r)];
+      const double got = load(c, c.at(0, 0, s.rows[usize(r)], s.columns[usize(j)]));
+      s.asked(r, j) = std::isfinite(is.high) && std::isfinite(got) && !underflows(gauge(r, j));
       if (!s.asked(r, j)) continue;
-      s.exact(r, j) = exact.high;
-      s.error(r, j) = (got - exact.high) - exact.low;
+      s.exact(r, j) = is.high;
+      s.error(r, j) = (got - is.high) - is.low;
     }
   return s;
 }

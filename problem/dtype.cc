@@ -35,6 +35,18 @@ double round_magnitude(double magnitude, int q) {
   return (magnitude * power_of_two(-q) + 0x1p52) - 0x1p52;
 }
 
+int quantum_of_subnormals(const Format& f) { return f.min_exponent - (f.precision - 1); }
+
+// The bits of a magnitude from 2^min_exponent on, plus what rounds them to nearest, ties to even,
+// when the last `dropped_bits` are cut off. The sum carries into the exponent, which is the next
+// field in every format.
+int dropped_bits(const Format& f) { return 53 - f.precision; }
+std::uint64_t rounded_bits(const Format& f, double magnitude) {
+  const int dropped = dropped_bits(f);
+  const auto bits = std::bit_cast<std::uint64_t>(magnitude);
+  return bits + (std::uint64_t{1} << (dropped - 1)) - 1 + (bits >> dropped & 1);
+}
+
 std::uint64_t sign_bit(const Format& f, double value) {
   return std::signbit(value) ? std::uint64_t{1} << (f.bits - 1) : 0;
 }
@@ -104,22 +116,33 @@ std::uint64_t encode(Dtype dtype, double value) {
     return sign_bit(f, value) | overflow_code(f);
   }
   if (value == 0) return sign_bit(f, value);
-  const int exponent = std::max(exponent_of(value), f.min_exponent);
-  const double significand = round_magnitude(std::fabs(value), exponent - (f.precision - 1));
-  if (significand * power_of_two(exponent - (f.precision - 1)) > f.max_finite)
-    return sign_bit(f, value) | overflow_code(f);
-  // A significand of 2^precision carries into the exponent field by itself. A subnormal has 0 in
-  // that field.
+  const double magnitude = std::fabs(value);
+  // A subnormal has 0 in the exponent field; what is rounded up to 2^min_exponent carries into it.
+  if (magnitude < power_of_two(f.min_exponent))
+    return sign_bit(f, value) |
+           static_cast<std::uint64_t>(round_magnitude(magnitude, quantum_of_subnormals(f)));
   const std::uint64_t code =
-      (static_cast<std::uint64_t>(exponent - f.min_exponent) << (f.precision - 1)) +
-      static_cast<std::uint64_t>(significand);
-  return sign_bit(f, value) | code;
+      (rounded_bits(f, magnitude) >> dropped_bits(f)) -
+      (static_cast<std::uint64_t>(f.min_exponent + 1022) << (f.precision - 1));
+  return sign_bit(f, value) | (code > f.max_finite_code ? overflow_code(f) : code);
 }
 
 double round_to(Dtype dtype, double value) {
   if (dtype == Dtype::f64) return value;
   if (dtype == Dtype::f32) return static_cast<double>(static_cast<float>(value));
-  return decode(dtype, encode(dtype, value));
+  const Format& f = format(dtype);
+  if (!std::isfinite(value) || dtype == Dtype::e8m0) return decode(dtype, encode(dtype, value));
+  const double magnitude = std::fabs(value);
+  double rounded;
+  if (magnitude < power_of_two(f.min_exponent)) {
+    const int quantum = quantum_of_subnormals(f);
+    rounded = round_magnitude(magnitude, quantum) * power_of_two(quantum);
+  } else {
+    const int dropped = dropped_bits(f);
+    rounded = std::bit_cast<double>(rounded_bits(f, magnitude) >> dropped << dropped);
+  }
+  if (rounded > f.max_finite) rounded = f.saturates ? f.max_finite : inf;
+  return std::copysign(rounded, value);
 }
 
 std::uint64_t encode_scale(double value, ScaleRule rule) {

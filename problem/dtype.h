@@ -53,7 +53,7 @@ double decode(Dtype dtype, std::uint64_t code);
 // rounded (see encode_scale).
 std::uint64_t encode(Dtype dtype, double value);
 
-// Equals decode(encode(value)), but does not compute the code.
+// Equals decode(encode(value)), and computes no code of a finite number.
 double round_to(Dtype dtype, double value);
 
 // How a positive magnitude is rounded to a power-of-two scale (E8M0).

@@ -173,7 +173,10 @@ void for_each_element(const Extents& shape, const Extents& stride, const Body& b
   Extents distinct = shape;
   for (std::size_t axis = 0; axis < 4; ++axis)
     if (stride[axis] == 0) distinct[axis] = std::min<Index>(1, distinct[axis]);
-  parallel_for(distinct[0] * distinct[1] * distinct[2], 0, [&](Index row) {
+  // Threads take longer to wake up than a few elements take to make.
+  constexpr Index few = 16384;
+  const Index rows = distinct[0] * distinct[1] * distinct[2];
+  parallel_for(rows, rows * distinct[3] <= few ? 1 : 0, [&](Index row) {
     const Index i = row % distinct[2], h = row / distinct[2] % distinct[1],
                 b = row / distinct[2] / distinct[1];
     for (Index d = 0; d < distinct[3]; ++d) body(Position{b, h, i, d});

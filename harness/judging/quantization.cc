@@ -6,6 +6,11 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <utility>
 
 #include "harness/judging/guarded_call.h"
 #include "harness/judging/quantizer_faults.h"
@@ -31,12 +36,63 @@ kernels::LowBitBytes bytes_for(const LowBitView& m, std::byte filling) {
   return bytes;
 }
 
+using Weight = std::function<double(Index k, Index n)>;
+
 // Numbers that are stored, and the bytes that the rule gives.
 struct Stored {
+  Stored(GroupScale rule_of_scales, LowBit format, Index k, Index n, Index group,
+         const Weight& value)
+      : w(Dtype::f32, {1, 1, k, n}, {{0, 0, n, 1}, 0, k * n}),
+        scales(rule_of_scales),
+        rule(quantize_by(scales, format, k, n, group, value)) {
+    for (Index row = 0; row < k; ++row)
+      for (Index column = 0; column < n; ++column)
+        store(w.view(), row * n + column, value(row, column));
+  }
   const Tensor w;
-  GroupScale scales;
-  LowBitMatrix rule;
+  const GroupScale scales;
+  const LowBitMatrix rule;
 };
+
+// The weights with ties, stored by each rule that was asked for.
+class Ties {
+ public:
+  Ties(LowBit format, Index group) : format_(format), group_(group), set_(ties_of(format, group)) {}
+  Index k() const { return set_.k; }
+  Index n() const { return set_.n; }
+  std::shared_ptr<const Stored> stored(GroupScale rule) {
+    const std::scoped_lock lock(mutex_);
+    std::shared_ptr<const Stored>& of = stored_[rule];
+    if (!of)
+      of = std::make_shared<const Stored>(
+          rule, format_, k(), n(), group_,
+          [&](Index row, Index column) { return set_.at(row, column); });
+    return of;
+  }
+
+ private:
+  const LowBit format_;
+  const Index group_;
+  const WeightSet set_;
+  std::mutex mutex_;
+  std::map<GroupScale, std::shared_ptr<const Stored>> stored_;
+};
+
+// They follow from these two names alone, and every case with a quantizer asks for them. So the
+// last few are kept.
+std::shared_ptr<Ties> ties_in(LowBit format, Index group) {
+  using Key = std::pair<LowBit, Index>;
+  constexpr std::size_t most = 16;
+  static std::mutex mutex;
+  static std::deque<std::pair<Key, std::shared_ptr<Ties>>> kept;
+  const Key key{format, group};
+  const std::scoped_lock lock(mutex);
+  for (const auto& [of, ties] : kept)
+    if (of == key) return ties;
+  kept.emplace_back(key, std::make_shared<Ties>(format, group));
+  if (kept.size() > most) kept.pop_front();
+  return kept.back().second;
+}
 
 // Compares the numbers that the bytes mean; -0 and 0 count as different. Bytes behind K have no
 // meaning and are not compared. The metadata of sparse weights are compared with their codes.
@@ -47,6 +103,9 @@ std::string compare_bytes(const Stored& s, const kernels::LowBitBytes& bytes) {
     return "the bytes are those of another matrix";
   if (bytes.tensor_scale != rule.tensor_scale)
     return fmt::format("tensor scale {}, by the rule {}", bytes.tensor_scale, rule.tensor_scale);
+  if (same_bytes(bytes.codes, s.rule.codes()) && same_bytes(bytes.scales, s.rule.scales()) &&
+      same_bytes(bytes.extra, s.rule.extra()))
+    return {};
   const std::string by = traits(rule.format).scale == Dtype::e8m0
                              ? fmt::format(" ({} scales)", name_of(s.scales))
                              : "";
@@ -66,61 +125,66 @@ std::string compare_bytes(const Stored& s, const kernels::LowBitBytes& bytes) {
 
 class Quantizing : public KnownCall {
  public:
-  Quantizing(Stored stored, LowBit format, Index group)
-      : stored_(std::move(stored)), format_(format), group_(group) {}
-  Call call() override { return QuantizeCall{stored_.w.view(), format_, group_, bytes_}; }
-  WatchedInputs watched() const override { return {{{"w", &stored_.w}}}; }
-  void prepare(std::byte filling) override { bytes_ = bytes_for(stored_.rule.view(), filling); }
+  explicit Quantizing(std::shared_ptr<const Stored> stored)
+      : stored_(std::move(stored)), w_(stored_->w) {}
+  Call call() override {
+    const LowBitView rule = stored_->rule.view();
+    return QuantizeCall{w_.view(), rule.format, rule.group, bytes_};
+  }
+  WatchedInputs watched() const override { return {{{"w", &w_}}}; }
+  void prepare(std::byte filling) override { bytes_ = bytes_for(stored_->rule.view(), filling); }
   std::vector<WrittenBytes> written() override {
     return {{"the codes", bytes_.codes},
             {"the scales", bytes_.scales},
             {"the zero points", bytes_.extra},
             {"the tensor scale", std::as_writable_bytes(std::span(&bytes_.tensor_scale, 1))}};
   }
-  std::string wrong() override { return compare_bytes(stored_, bytes_); }
+  std::string wrong() override { return compare_bytes(*stored_, bytes_); }
   // Nothing if the bytes are right.
   std::optional<Explanation> cause() const {
-    if (compare_bytes(stored_, bytes_).empty()) return std::nullopt;
-    return fault_of_quantizer(
-        {stored_.w.view(), stored_.scales, stored_.rule.view(), bytes_.view()});
+    if (compare_bytes(*stored_, bytes_).empty()) return std::nullopt;
+    return fault_of_quantizer({w_.view(), stored_->scales, stored_->rule.view(), bytes_.view()});
   }
+  Index elements() const { return stored_->rule.view().k * stored_->rule.view().n; }
 
  private:
-  const Stored stored_;
-  const LowBit format_;
-  const Index group_;
+  const std::shared_ptr<const Stored> stored_;
+  const Tensor w_;  // which a candidate may spoil
   kernels::LowBitBytes bytes_;
 };
 
-using Weight = std::function<double(Index k, Index n)>;
+using StoredBy = std::function<std::shared_ptr<const Stored>(GroupScale)>;
 
-// The call that quantizes K x N weights; null if the candidate does not do it.
+// The call that quantizes K x N weights, which are stored by the candidate's rule; null if the
+// candidate does not do it. A guest says its rule for the call that it was asked about last.
 std::unique_ptr<Quantizing> quantizing_of(const Case& c, Candidate& candidate, Index k, Index n,
-                                          const Weight& value) {
-  const LowBit format = c.product.format;
-  const Index group = c.product.group_size();
-  Tensor w(Dtype::f32, {1, 1, k, n}, {{0, 0, n, 1}, 0, k * n});
-  for (Index row = 0; row < k; ++row)
-    for (Index column = 0; column < n; ++column)
-      store(w.view(), row * n + column, value(row, column));
+                                          const StoredBy& stored) {
+  const Tensor w(Dtype::f32, {1, 1, k, n}, {{0, 0, n, 1}, 0, k * n});
   kernels::LowBitBytes bytes;
-  const QuantizeCall call{w.view(), format, group, bytes};
+  const QuantizeCall call{w.view(), c.product.format, c.product.group_size(), bytes};
   if (!why_unsupported(candidate, call).empty()) return nullptr;
   const Guest* guest = candidate.guest();
-  const GroupScale rule = guest ? guest->scale_rule() : GroupScale::floor;
-  return std::make_unique<Quantizing>(
-      Stored{std::move(w), rule, quantize_by(rule, format, k, n, group, value)}, format, group);
+  return std::make_unique<Quantizing>(stored(guest ? guest->scale_rule() : GroupScale::floor));
+}
+
+// The call that quantizes the weights of the case.
+std::unique_ptr<Quantizing> quantizing_own(const Case& c, Candidate& candidate) {
+  const ProductSpec& p = c.product;
+  return quantizing_of(c, candidate, p.k, p.n, [&](GroupScale rule) {
+    return std::make_shared<const Stored>(
+        rule, p.format, p.k, p.n, p.group_size(),
+        [&](Index k, Index n) { return original_weight(c, k, n); });
+  });
 }
 
 // Quantizes twice, into bytes that hold something else before.
-JudgedBits judge_stored(const Case& c, Candidate& candidate, Index k, Index n,
-                        const Weight& value) {
-  const auto call = quantizing_of(c, candidate, k, n, value);
+JudgedBits judge_stored(const Case& c, Candidate& candidate,
+                        const std::unique_ptr<Quantizing>& call) {
   if (!call) return {};
   for (const std::byte filling : {std::byte{0xFF}, std::byte{0x11}})
     if (std::string wrong = make_call(*call, candidate, execution_of(c), filling); !wrong.empty())
-      return {true, k * n, wrong, call->cause()};
-  return {true, k * n, {}, {}};
+      return {true, call->elements(), wrong, call->cause()};
+  return {true, call->elements(), {}, {}};
 }
 
 // Whether a case asks for a quantizer.
@@ -235,15 +299,14 @@ JudgedBits both(const char* what, JudgedBits first, const Second& second) {
 constexpr const char* weights_right = "every weight is that of the rule, bit for bit";
 
 JudgedBits judge_quantizer(const Case& c, Candidate& candidate) {
-  const ProductSpec& p = c.product;
   if (!asks_quantizer(c, candidate)) return {};
-  const auto own = [&](Index k, Index n) { return original_weight(c, k, n); };
   const auto with_ties = [&] {
-    const WeightSet ties = ties_of(p.format, p.group_size());
-    return judge_stored(c, candidate, ties.k, ties.n,
-                        [&](Index k, Index n) { return ties.at(k, n); });
+    const std::shared_ptr<Ties> ties = ties_in(c.product.format, c.product.group_size());
+    return judge_stored(c, candidate,
+                        quantizing_of(c, candidate, ties->k(), ties->n(),
+                                      [&](GroupScale rule) { return ties->stored(rule); }));
   };
-  JudgedBits found = judge_stored(c, candidate, p.k, p.n, own);
+  JudgedBits found = judge_stored(c, candidate, quantizing_own(c, candidate));
   // Ties tell faults apart that do the same to the weights of the case.
   if (found.cause)
     if (JudgedBits more = with_ties(); more.cause) found.cause = std::move(more.cause);
@@ -263,9 +326,7 @@ JudgedBits judge_dequantizer(const Case& c, Candidate& candidate, const ProductI
 
 BitsOperation quantizing() {
   const auto one_call = [](const Case& c, Candidate& candidate) -> std::unique_ptr<KnownCall> {
-    if (!asks_quantizer(c, candidate)) return nullptr;
-    return quantizing_of(c, candidate, c.product.k, c.product.n,
-                         [&](Index k, Index n) { return original_weight(c, k, n); });
+    return asks_quantizer(c, candidate) ? quantizing_own(c, candidate) : nullptr;
   };
   return {"quantize", Output::w, weights_right, judge_quantizer, one_call};
 }
