@@ -51,7 +51,7 @@ std::string draw_line(Choices& in) {
                                       assay::CaseKind::cached, assay::CaseKind::product});
   std::array<unsigned char, 24> bytes;
   for (unsigned char& byte : bytes) byte = static_cast<unsigned char>(in.below(256));
-  std::string line = print_case(draw_case(kind, Choices(bytes)));
+  std::string line = print_case(draw_case(kind, Choices(bytes), assay::little_work));
   if (in.below(4) == 0) line[in.below(line.size())] = static_cast<char>(1 + in.below(255));
   return line;
 }

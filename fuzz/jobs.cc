@@ -32,6 +32,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// An option of libFuzzer: what takes long is mutated less often.
+constexpr const char* small_inputs_first = "-entropic_scale_per_exec_time=1";
+
 std::string read_whole(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
@@ -340,6 +343,7 @@ class Jobs {
         fmt::format("-rss_limit_mb={}", o_.memory_mib),
         "-timeout=60",
         "-print_final_stats=1",
+        small_inputs_first,
         "-reload=5",
         "-max_len=4096",
         fmt::format("-seed={}",
@@ -542,10 +546,11 @@ TimeToFind time_to_find(const fs::path& program, const std::string& candidate, c
   make_folder(work);
   const fs::path output = work / "output.txt";
   const auto start = Clock::now();
-  Process p = started({program, fmt::format("-max_total_time={:.0f}", seconds), "-max_len=4096",
-                       "-print_final_stats=1", "-timeout=60", fmt::format("-seed={}", seed),
-                       fmt::format("-artifact_prefix={}/", work.string())},
-                      output, {"ASSAY_FUZZ_CANDIDATE=" + candidate});
+  Process p =
+      started({program, fmt::format("-max_total_time={:.0f}", seconds), "-max_len=4096",
+               "-print_final_stats=1", small_inputs_first, "-timeout=60",
+               fmt::format("-seed={}", seed), fmt::format("-artifact_prefix={}/", work.string())},
+              output, {"ASSAY_FUZZ_CANDIDATE=" + candidate});
   p.wait_for(seconds + 60);
   const Said said = listen(read_whole(output));
   return {!said.line.empty(), seconds_since(start), said.executions, said.line, said.reason};

@@ -213,13 +213,17 @@ void draw_anything(Choices& in, Case& c, CaseKind kind) {
   }
 }
 
-bool is_allowed(const Case& c) {
+double work_of(const Case& c) {
+  return multiply_adds(c) * (c.operation == Operation::backward ? 4 : 1);
+}
+
+bool is_allowed(const Case& c, double budget) {
   try {
     check_case(c);
   } catch (const CaseError&) {
     return false;
   }
-  return affordable(c);
+  return affordable(c) && work_of(c) <= budget;
 }
 
 // The case that remains when its line is read back. A dropout seed without dropout, for example, is
@@ -227,7 +231,7 @@ bool is_allowed(const Case& c) {
 Case as_its_line(const Case& c) { return parse_case(print_case(c)); }
 
 // Makes one change of any kind. Returns true if the result is a case.
-bool change(Choices& in, Case& c, CaseKind kind) {
+bool change(Choices& in, Case& c, CaseKind kind, double budget) {
   Case next = c;
   const std::uint64_t what = in.below(4);
   if (what == 0) draw_anything(in, next, kind);
@@ -236,7 +240,7 @@ bool change(Choices& in, Case& c, CaseKind kind) {
   else if (what == 2 && kind == CaseKind::cached) draw_cache(in, next);
   else draw_feature(in, next);
   fit_lists(next);
-  if (!is_allowed(next)) return false;
+  if (!is_allowed(next, budget)) return false;
   c = std::move(next);
   return true;
 }
@@ -264,51 +268,53 @@ std::uint64_t Choices::below(std::uint64_t n) {
 }
 
 bool affordable(const Case& c) {
-  constexpr double most = 1'000'000;  // multiply-adds, and elements of K and V
-  const double work = multiply_adds(c) * (c.operation == Operation::backward ? 4 : 1);
-  if (c.threads > 16 || work > most) return false;
+  if (c.threads > 16 || work_of(c) > most_work) return false;
   if (c.operation == Operation::product)
     return c.product.m <= 512 && c.product.n <= 4096 && c.product.k <= 8192;
   const AttentionShape& s = c.shape;
   if (std::ranges::any_of(s.pair_extents(), [](Index n) { return n > 8192; })) return false;
   const Index inputs = s.batch * s.kv_heads * s.keys * (s.dim + s.value_dim) *
                        (c.cache.kind == CacheSpec::Kind::latent ? c.cache.rank : 1);
-  return static_cast<double>(inputs) <= most && (!c.cache || c.cache.page <= 4096);
+  return static_cast<double>(inputs) <= most_work && (!c.cache || c.cache.page <= 4096);
 }
 
-Case draw_case(CaseKind kind, Choices in) {
+Case draw_case(CaseKind kind, Choices in, double budget) {
   Case c = plainest(kind);
   // Extents and families come first, then features. A change that does not go with the rest is
   // dropped.
   for (Index n = in.between(2, 9); n > 0; --n) {
     if (kind == CaseKind::product) {
-      change(in, c, kind);
+      change(in, c, kind, budget);
       continue;
     }
     Case next = c;
     draw_extent(in, next);
     fit_lists(next);
-    if (is_allowed(next)) c = std::move(next);
+    if (is_allowed(next, budget)) c = std::move(next);
   }
-  for (Index n = in.between(0, 14); n > 0; --n) change(in, c, kind);
+  for (Index n = in.between(0, 14); n > 0; --n) change(in, c, kind, budget);
   return as_its_line(c);
 }
 
 Case move_case(const Case& c, CaseKind kind, Choices in) {
   Case next = c;
+  // A case that has more work already may keep it.
+  const double budget = in.below(32) == 31 ? most_work : std::max(little_work, work_of(c));
   for (int attempt = 0; attempt < 8; ++attempt)
-    if (change(in, next, kind) && print_case(next) != print_case(c)) return as_its_line(next);
-  return draw_case(kind, in);
+    if (change(in, next, kind, budget) && print_case(next) != print_case(c))
+      return as_its_line(next);
+  return draw_case(kind, in, budget);
 }
 
 Case cross_cases(const Case& a, const Case& b, CaseKind kind, Choices in) {
   Case c = a;
+  const double budget = std::max(work_of(a), work_of(b));
   const auto take = [&](const auto& assign) {
     if (!in.flag()) return;
     Case next = c;
     assign(next);
     fit_lists(next);
-    if (is_allowed(next)) c = std::move(next);
+    if (is_allowed(next, budget)) c = std::move(next);
   };
   take([&](Case& n) {
     n.shape = b.shape, n.product.m = b.product.m, n.product.n = b.product.n,

@@ -40,13 +40,18 @@ class Choices {
   std::span<const unsigned char> bytes_;
 };
 
-// Draws a small case of that kind that check_case() accepts. Different bytes give different cases,
-// plain ones more often than strange ones.
-Case draw_case(CaseKind kind, Choices choices);
+// Multiply-adds, those of backward passes four times. With little work, a fuzzer executes hundreds
+// or thousands of cases a second; most_work is what it may spend on one.
+inline constexpr double little_work = 32768, most_work = 1'000'000;
+
+// Draws a small case of that kind that check_case() accepts, with at most so much work. Different
+// bytes give different cases, plain ones more often than strange ones.
+Case draw_case(CaseKind kind, Choices choices, double work = most_work);
 
 // Makes one meaningful change: sets an extent to the edge of a tile, takes a mask of another kind,
 // exchanges two extents, sets a value at the edge of its dtype, or turns a feature on or off. The
-// result is an affordable case of the same kind that check_case() accepts.
+// result is an affordable case of the same kind that check_case() accepts. Only one move in 32
+// leads from little work to more.
 Case move_case(const Case& c, CaseKind kind, Choices choices);
 // Takes each field from one case or the other, as far as the fields go together.
 Case cross_cases(const Case& a, const Case& b, CaseKind kind, Choices choices);
