@@ -69,7 +69,9 @@ def cpu(q, k, v, *, causal, scale):
     )
 
 
-_flex = torch.compile(flex_attention, dynamic=True)
+# torch compiles it for each shape and dtype; beyond the limit it would run uncompiled.
+_flex = torch.compile(flex_attention, dynamic=False)
+torch._dynamo.config.recompile_limit = 64
 
 
 def _flex_limits(case):
@@ -96,4 +98,6 @@ def flex(q, k, v, *, causal, scale):
         mask = create_block_mask(
             lambda b, h, i, j: i >= j, None, None, q.shape[2], k.shape[2], device=q.device
         )
+    # It would be compiled anew for each layout, too.
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     return _flex(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
