@@ -96,8 +96,8 @@ inline void prefetch_codes(const StoredRows& rows, Index j) {
 inline constexpr Index lanes = panel_width / 2;
 
 #if HWY_TARGET != HWY_SCALAR
-// The 128-bit block b of the result is taken from row 4 * b. From the last row to the first: gcc 12
-// fails in the other order.
+// The 128-bit block b of the result is taken from row 4 * b. From the last row to the first,
+// because in the other order gcc 12 ends with an internal error where codes are transposed.
 HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
   const auto block = [&](Index row) HWY_ATTR {
     return hn::LoadDup128(d, reinterpret_cast<const float*>(rows + row * stride));
