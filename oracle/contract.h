@@ -119,6 +119,9 @@ struct ProductContract {
   // The finite limit of the sums. Sums beyond it are infinite, even where the arithmetic truncates.
   double largest = 0x1.fffffep127;
   double floor = 0x1p-149;  // the smallest subnormal: a step that underflows errs by at most this
+  // Numbers below it are read as 0 where they are multiplied: 2^-126 if subnormals are flushed. The
+  // floor is then at least as large.
+  double operand_floor = 0;
 };
 
 // The arithmetic of attention or of a product.

@@ -139,6 +139,15 @@ Contract flushing(const Conventions& conventions, const Contract& contract, Oper
   return flushes;
 }
 
+// bounds_product.md, 2, Operands that are read as 0
+ProductContract flushing(const Conventions& conventions, const ProductContract& contract) {
+  if (conventions.of<Subnormals>() != Subnormals::flushed) return contract;
+  ProductContract flushes = contract;
+  flushes.floor = std::max(contract.floor, safety::least_normal);
+  flushes.operand_floor = std::max(contract.operand_floor, safety::least_normal);
+  return flushes;
+}
+
 std::unique_ptr<ZeroedInputs> zeroed_inputs(const ProjectedAttention& p) {
   const auto is_lost = [](double x) { return x != 0 && std::fabs(x) < safety::least_normal; };
   auto zeroed = std::make_unique<ZeroedInputs>(p);

@@ -40,6 +40,8 @@ inline constexpr const char* spreads_by_convention =
 enum class Operands : std::uint8_t { flushed, read };
 Contract flushing(const Conventions& conventions, const Contract& contract,
                   Operands operands = Operands::flushed);
+// The same for a product, whose operands may be read as 0. bounds_product.md, 2.
+ProductContract flushing(const Conventions& conventions, const ProductContract& contract);
 
 // The problem with 0 in the place of the subnormal numbers of its tensors, as units of processors
 // read them that multiply bf16. Null where it has none.

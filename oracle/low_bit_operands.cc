@@ -91,7 +91,10 @@ void ProductRow::read(const Product& p, Index m) {
 }
 
 ProductColumns::ProductColumns(const LowBitView& w, Index first_, Index count_)
-    : first(first_), count(count_), step(w.group > 0 ? w.group : w.k) {
+    : first(first_),
+      count(count_),
+      step(w.group > 0 ? w.group : w.k),
+      tensor_scale(static_cast<double>(w.tensor_scale)) {
   groups = (w.k + step - 1) / step;
   code.resize(usize(w.k * count));
   scale.resize(usize(groups * count));

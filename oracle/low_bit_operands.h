@@ -20,6 +20,7 @@ struct ProductRow {
 // Some columns of W: codes [k][column], scales [t][column].
 struct ProductColumns {
   Index first = 0, count = 0, groups = 0, step = 0;
+  double tensor_scale = 1;  // of W; in none of the numbers below
   std::vector<double> code, scale;
   std::vector<double> finite_code, finite_scale;  // the same, with 0 for NaN and infinities
   std::vector<Integers> integers;                 // of a column's weights

@@ -28,7 +28,8 @@ void ProductBounds::start(std::size_t columns, const ProductContract& c) {
   quanta_ = 1 / c.roundoff;
   least_bit_ = std::ilogb(c.floor);
   largest_weight_ = largest_weight(c);
-  for (auto* v : {&total_, &total_error_, &gauge_, &reach_, &bound_}) v->assign(columns, 0);
+  for (auto* v : {&total_, &total_error_, &gauge_, &gauge_lost_, &reach_, &bound_})
+    v->assign(columns, 0);
   for (auto* v : {&rounded_, &may_overflow_}) v->assign(columns, 0);
   quantum_.assign(columns, no_bit);
 }
@@ -39,7 +40,7 @@ void ProductBounds::sum_group(const Group& group, const ProductRow& row, const P
   const auto n = usize(w.count);
   const double u = c.roundoff, sum_u = terms_[Term::group_in_order] * u;
   const double product_u = c.products_rounded ? terms_[Term::group_products_in_order] * u : 0;
-  for (auto* v : {&sum_, &magnitude_, &error_}) v->assign(n, 0);
+  for (auto* v : {&sum_, &magnitude_, &error_, &lost_}) v->assign(n, 0);
   for (Index k = group.begin; k < group.end; ++k) {
     const double a = row.finite[usize(k)];
     const double* code = w.finite_code.data() + k * w.count;
@@ -49,6 +50,22 @@ void ProductBounds::sum_group(const Group& group, const ProductRow& row, const P
       magnitude_[i] += std::fabs(term);
       error_[i] = error_[i] * (1 + u) + (sum_u * std::fabs(sum_[i]) + product_u * std::fabs(term));
     }
+    if (c.operand_floor > 0) add_lost(k, group, a, w, c);
+  }
+}
+
+// bounds_product.md, 2, Operands that are read as 0: codes, or where they are dequantized, weights
+void ProductBounds::add_lost(Index k, const Group& group, double a, const ProductColumns& w,
+                             const ProductContract& c) {
+  const auto n = usize(w.count);
+  const double* code = w.finite_code.data() + k * w.count;
+  const double* scale = w.finite_scale.data() + group.index * w.count;
+  const double tensor_scale = c.scales_weights ? w.tensor_scale : 1;
+  for (std::size_t i = 0; i < n; ++i) {
+    const double factor =
+        std::fabs(c.order == ProductOrder::any ? code[i] * scale[i] * tensor_scale : code[i]);
+    if (std::fabs(a) < c.operand_floor || factor < c.operand_floor)
+      lost_[i] += std::fabs(a * code[i]);
   }
 }
 
@@ -72,7 +89,8 @@ double ProductBounds::group_error(std::size_t i, const Group& group, bool exact,
           : terms_[Term::group_in_any_order] * gamma_factor(roundings, u) * magnitude_[i];
   const double in_fp64 = terms_[Term::group_in_fp64] * u * magnitude_[i] * steps * steps *
                          safety::partial_sums_in_fp64;
-  return error + in_fp64 + terms_[Term::group_underflow] * steps * underflow_of_step(c);
+  const double lost = terms_[Term::group_operands] * lost_[i] * (1 + gamma_factor(steps + 1, u));
+  return error + in_fp64 + lost + terms_[Term::group_underflow] * steps * underflow_of_step(c);
 }
 
 // bounds_product.md, 3: a group sum, as far off as it is, times its scale
@@ -102,11 +120,12 @@ void ProductBounds::add_group(std::size_t i, const Group& group, const ProductRo
     quantum_[i] = std::min(quantum_[i], quantum + lowest_bit(scale));
   total_[i] += sum_[i] * scale;
   gauge_[i] += magnitude_[i] * size;
+  gauge_lost_[i] += lost_[i] * size;
   if (c.order == ProductOrder::any) {
     may_overflow_[i] |= !(w.largest[at] * size < largest_weight_);
     return;
   }
-  const bool exact = holds(magnitude_[i], quantum);
+  const bool exact = lost_[i] == 0 && holds(magnitude_[i], quantum);
   if (!exact) rounded_[i] = 1;
   const double reach = magnitude_[i] * (1 + gamma_factor(group.terms() + 1, c.roundoff));
   if (!(reach < c.largest)) may_overflow_[i] = 1;
@@ -132,6 +151,7 @@ double ProductBounds::bound_of_any_order(std::size_t i, double steps, double lar
     weights =
         terms_[Term::weight_cast] * unit_roundoff(*c.weight_dtype) * gauge_[i] +
         terms_[Term::weight_cast_underflow] * steps * half_min_subnormal(*c.weight_dtype) * largest;
+  weights += terms_[Term::sum_operands] * gauge_lost_[i];
   // bounds_product.md, 5: a tensor scale in every weight rounds the scale, and then the weight.
   if (c.scales_weights)
     weights += terms_[Term::scaled_weights] * 2 * (1 + c.roundoff) * c.roundoff * gauge_[i] +
@@ -169,7 +189,7 @@ void ProductBounds::compute(const ProductRow& row, const ProductColumns& w,
     // bounds_product.md, 3, Exact sums: as for a group, whether scaled before or after
     const bool exact = !rounded_[i] && holds(gauge_[i], quantum_[i]);
     if (c.order == ProductOrder::any) {
-      if (!exact || c.weight_dtype || c.scales_weights)
+      if (!exact || gauge_lost_[i] > 0 || c.weight_dtype || c.scales_weights)
         bound_[i] = bound_of_any_order(i, steps, largest, c);
     } else if (!exact) {
       bound_[i] = bound_of_groups(i, steps, groups, c);

@@ -41,6 +41,8 @@ class ProductBounds {
   void start(std::size_t columns, const ProductContract& c);
   void sum_group(const Group& group, const ProductRow& row, const ProductColumns& w,
                  const ProductContract& c);
+  void add_lost(Index k, const Group& group, double a, const ProductColumns& w,
+                const ProductContract& c);
   // Whether every sum of multiples of 2^quantum is exact in the accumulator, if the absolute values
   // of its terms add up to `sum`.
   bool holds(double sum, int quantum) const;
@@ -59,8 +61,10 @@ class ProductBounds {
   double largest_weight_ = 0;  // dequantized weights of this size or more are infinite
   // One entry for each column, named by the letters of the document.
   std::vector<double> sum_, magnitude_, error_;  // S_t, sum |a c| and E of the group
+  std::vector<double> lost_;                     // sum |a c| of the group's operands read as 0
   std::vector<double> total_, total_error_;      // T and E between groups
   std::vector<double> gauge_;                    // sum |a w|
+  std::vector<double> gauge_lost_;               // of the operands that are read as 0
   std::vector<double> reach_;                    // limit of all partial sums, with their roundings
   std::vector<double> bound_;                    // before tensor scales and output rounding
   std::vector<int> quantum_;                     // that divides all terms

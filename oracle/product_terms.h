@@ -17,6 +17,7 @@ namespace assay {
   X(group_in_any_order, 2)            /* of the additions of a group, in any order */              \
   X(group_products_any_order, 2)      /* of its products, where there is no FMA */                 \
   X(group_underflow, 2)               /* of its products where they underflow */                   \
+  X(group_operands, 2)                /* of its operands that are read as 0 */                     \
   X(group_in_fp64, 2)                 /* of the oracle's own sums of a group */                    \
   X(group_scale, 3)                   /* of the products with the scales, where there is no FMA */ \
   X(groups_in_order, 3)               /* of the additions of groups, in order */                   \
@@ -29,6 +30,7 @@ namespace assay {
   X(sum_in_any_order, 4)              /* of the additions of all terms */                          \
   X(sum_products, 4)                  /* of their products, where there is no FMA */               \
   X(sum_underflow, 4)                 /* of their products where they underflow */                 \
+  X(sum_operands, 4)                  /* of operands that are read as 0 */                         \
   X(sum_blocks, 5)                    /* of blocks of products that are aligned */                 \
   X(scaled_weights, 5)                /* of a tensor scale that every weight is multiplied by */   \
   X(tensor_scale, 5)                  /* of the product with a tensor scale */                     \

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "oracle/conventional.h"
 #include "oracle/decide.h"
 #include "oracle/exact_sum.h"
 #include "oracle/low_bit_operands.h"
@@ -54,7 +55,7 @@ class ProductJudge {
     tally_.compare(e);
     if (options_.untouched && options_.untouched(c_, position) && !std::isnan(exact.high))
       return fail(e, "C was not written");
-    if (!std::isfinite(exact.high)) return judge_special(e, bound.may_overflow);
+    if (!std::isfinite(exact.high)) return judge_special(e, row, w, i, bound.may_overflow);
     if (bound.may_overflow && !std::isfinite(e.got))
       return tally_.excuse("sums may leave the range");
     if (std::isnan(e.got)) return fail(e, "C is NaN");
@@ -77,7 +78,8 @@ class ProductJudge {
   }
 
   // Judges an element whose exact value is NaN or infinite.
-  void judge_special(Element& e, bool may_overflow) {
+  void judge_special(Element& e, const ProductRow& row, const ProductColumns& w, Index i,
+                     bool may_overflow) {
     if (std::isnan(e.exact)) {
       ++tally_.verdict.nan_expected;
       return std::isnan(e.got) ? tally_.inside(e) : fail(e, "C is a number where NaN belongs");
@@ -85,7 +87,18 @@ class ProductJudge {
     ++tally_.verdict.infinity_expected;
     if (e.got == e.exact) return tally_.inside(e);
     if (may_overflow && !std::isfinite(e.got)) return tally_.excuse("sums may leave the range");
+    if (std::isnan(e.got) && an_infinity_meets_0(row, w, i))
+      return tally_.excuse("an infinity may meet a number that is read as 0");
     fail(e, "C is not the infinity that belongs there");
+  }
+
+  // Whether an element of A that the kernel reads as 0 is multiplied by an infinity.
+  bool an_infinity_meets_0(const ProductRow& row, const ProductColumns& w, Index i) const {
+    for (Index k = 0; k < p_.k; ++k)
+      if (const double a = row.a[usize(k)];
+          a != 0 && std::fabs(a) < contract_.operand_floor && std::isinf(w.code_at(k, i)))
+        return true;
+    return false;
   }
 
   // An element that fails can become the worst one here, even if it is NaN.
@@ -228,8 +241,9 @@ Verdict judge_bounds(const Product& p, const TensorView& c, const ProductContrac
 
 }  // namespace
 
-Verdict judge_product(const Product& p, const TensorView& c, const ProductContract& contract,
+Verdict judge_product(const Product& p, const TensorView& c, const ProductContract& declared,
                       const JudgeOptions& options) {
+  const ProductContract contract = flushing(options.conventions, declared);
   Verdict v = judge_bounds(p, c, contract, options);
   if (is_weighed(v, options))
     take_evidence(v, weigh_product(p, c, {&contract, 1}, v, options), options.evidence);
@@ -238,7 +252,8 @@ Verdict judge_product(const Product& p, const TensorView& c, const ProductContra
 
 Verdict judge_product_by_ladder(const Product& p, const TensorView& c,
                                 const JudgeOptions& options) {
-  const std::vector<ProductContract> ladder = product_ladder(p);
+  std::vector<ProductContract> ladder = product_ladder(p);
+  for (ProductContract& rung : ladder) rung = flushing(options.conventions, rung);
   Verdict v = climb(ladder, options, [&](const ProductContract& contract, const JudgeOptions& o) {
     return judge_bounds(p, c, contract, o);
   });

@@ -158,6 +158,8 @@ RowMajorSingle emulate(const ProductSample& s, const Eigen::RowVectorXd& units,
   // Parts of 0 are the whole sum; in order, a group is a part.
   if (c.order != ProductOrder::any && s.group > 0 && serial % 2 == 0) how.dot_part = s.group;
   RowMajorSingle a = s.a.cast<float>(), w = multiplied.cast<float>();
+  const auto floor = static_cast<float>(c.operand_floor);
+  a = (a.array().abs() < floor).select(0.0f, a);
   w *= units.cast<float>().asDiagonal();
   // Where a large term stands decides how many roundings of its size follow.
   if (c.order != ProductOrder::groups_in_order && how.dim_seed != 0 && serial % 2 != 0) {

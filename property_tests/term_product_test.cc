@@ -75,6 +75,7 @@ class Kernel {
   }
 
  private:
+  double read(double x) const { return std::fabs(x) < c_.operand_floor ? 0 : x; }
   double rounded(double x) { return a_.err(x, u_ * std::fabs(x)); }
   double with_floor(double x) { return a_.err(x, u_ * std::fabs(x) + c_.floor); }
   // The error of a product with a scale. A power of two only changes the exponent.
@@ -95,7 +96,7 @@ class Kernel {
     for (Index t = 0; t < w_.groups; ++t) {
       double sum = 0;
       for (Index k = t * w_.step; k < std::min((t + 1) * w_.step, world_.s.k); ++k)
-        sum = added(sum, world_.row.a[usize(k)] * w_.code_at(k, 0));
+        sum = added(sum, read(world_.row.a[usize(k)]) * read(w_.code_at(k, 0)));
       total = added_scaled(total, sum, w_.scale_at(t, 0));
     }
     return total;
@@ -111,7 +112,7 @@ class Kernel {
       }
       // The scale is multiplied by the tensor scale, and the code by the result.
       if (c_.scales_weights) weight = rounded(rounded(weight));
-      products.push_back(world_.row.a[usize(k)] * weight);
+      products.push_back(read(world_.row.a[usize(k)]) * read(weight));
     }
     double sum = 0;
     if (c_.block > 0) {
@@ -192,12 +193,17 @@ const std::vector<Case>& cases() {
   };
   const auto odd_scale = [](Small& s, ProductContract&) { s.scale = 0.75; };
   const auto underflow = [](Small&, ProductContract& c) { c.floor = 0x1p-16; };
+  const auto reads_as_0 = [](Small& s, ProductContract& c) {
+    s.a = [](Index) { return 0x1.8p-10; };
+    c.operand_floor = 0x1p-9;
+  };
   static const std::vector<Case> all = {
       {Term::group_in_order, make(in_order, 32, 32)},
       {Term::group_products_in_order, make(in_order_rounded, 2, 8)},
       {Term::group_in_any_order, make(groups, 32, 32)},
       {Term::group_products_any_order, make(groups_rounded, 2, 8)},
       {Term::group_underflow, with(make(in_order, 32, 32), underflow)},
+      {Term::group_operands, with(make(in_order, 32, 32), reads_as_0)},
       {Term::group_scale, with(make(in_order_rounded, 2, 8), odd_scale)},
       {Term::groups_in_order, make(in_order, 32 * 8, 8)},
       {Term::groups_in_order_underflow, with(make(in_order, 32 * 8, 8),
@@ -224,6 +230,7 @@ const std::vector<Case>& cases() {
       {Term::sum_in_any_order, make(any, 32, 32)},
       {Term::sum_products, make(any_rounded, 2, 8)},
       {Term::sum_underflow, with(make(any_rounded, 32, 32), underflow)},
+      {Term::sum_operands, with(make(any, 32, 32), reads_as_0)},
       {Term::sum_blocks, with(make(any, 16, 16), [](Small&, ProductContract& c) { c.block = 2; })},
       {Term::scaled_weights, with(make(any, 2, 16),
                                   [](Small& s, ProductContract& c) {

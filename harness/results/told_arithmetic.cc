@@ -67,6 +67,10 @@ std::string brief(const ProductContract& c) {
       c.weight_dtype ? fmt::format(", weights {}", format(*c.weight_dtype).name) : "");
 }
 
+std::string read_as_0(double floor) {
+  return fmt::format("numbers below {} are read as 0", number(floor));
+}
+
 std::vector<std::string> listed(const Contract& c) {
   std::vector<std::string> lines = {
       fmt::format(
@@ -94,8 +98,7 @@ std::vector<std::string> listed(const Contract& c) {
       fmt::format("tiles: {} keys, {} rows; {}", c.tile, c.row_tile, told_splits(c))};
   if (c.score_dtype && c.stores_score_parts)
     lines.emplace_back("q.k is stored like scores, and so is its product with the scale");
-  if (c.operand_floor > 0)
-    lines.push_back(fmt::format("numbers below {} are read as 0", number(c.operand_floor)));
+  if (c.operand_floor > 0) lines.push_back(read_as_0(c.operand_floor));
   if (c.absorbed) lines.emplace_back("Q is multiplied by the projection of the cache first");
   if (c.backward_tile > 0 || c.backward_row_tile > 0 || c.backward_split > 0)
     lines.push_back(fmt::format("gradients: tiles of {} rows and {} keys, splits of {} keys",
@@ -118,9 +121,12 @@ std::vector<std::string> listed(const ProductContract& c) {
       fmt::format("sums: {}; {}; largest number {}; a step that underflows errs by {}",
                   told_step(c.roundoff, c.block, c.products_rounded), told_order(c.order),
                   number(c.largest), number(c.floor));
-  return {std::move(line),
-          fmt::format("weights: {}{}", name_or(c.weight_dtype, "unrounded"),
-                      c.scales_weights ? ", each multiplied by the tensor scale" : "")};
+  std::vector<std::string> lines = {
+      std::move(line),
+      fmt::format("weights: {}{}", name_or(c.weight_dtype, "unrounded"),
+                  c.scales_weights ? ", each multiplied by the tensor scale" : "")};
+  if (c.operand_floor > 0) lines.push_back(read_as_0(c.operand_floor));
+  return lines;
 }
 
 }  // namespace

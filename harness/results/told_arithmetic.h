@@ -67,6 +67,7 @@ void describe_fields(Fields& fields, Value& c) {
   fields.optional("weight_dtype", c.weight_dtype);
   fields("largest", c.largest);
   fields("floor", c.floor);
+  fields.unless("operand_floor", c.operand_floor, 0.0);
 }
 
 // The arithmetic of a verdict: that of attention or of a product, and that of gradients if it is
