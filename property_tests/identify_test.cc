@@ -68,6 +68,10 @@ std::string expected_sums(const Emulation& e) {
   }
 }
 
+constexpr const char* order_of_amx =
+    "tiles of 32 columns, each summed by itself, 2 lanes (columns 2 apart), each in order, then "
+    "the lanes in order";
+
 class Identify : public testing::TestWithParam<Dtype> {};
 
 TEST_P(Identify, TellsEveryEmulatedArithmetic) {
@@ -83,7 +87,7 @@ TEST_P(Identify, TellsEveryEmulatedArithmetic) {
                                                       ? "rounded to " + expected_weights(e.contract)
                                                       : "that are not rounded"));
     // Sums in binary32 hold the subnormal numbers of f16.
-    const bool flushed = e.accumulation == Accumulation::flushing_fma && GetParam() != Dtype::f16;
+    const bool flushed = flushes(e.accumulation) && GetParam() != Dtype::f16;
     EXPECT_EQ(told["Q K, subnormals"] != "kept", flushed);
     // A binary16 accumulator of P V holds none of those of bf16 and f32.
     const bool too_small = e.accumulation == Accumulation::half && GetParam() != Dtype::f16;
@@ -93,6 +97,8 @@ TEST_P(Identify, TellsEveryEmulatedArithmetic) {
               stored ? std::string(format(*e.contract.score_dtype).name) : "not rounded");
     if (e.accumulation == Accumulation::truncating_block) {
       EXPECT_THAT(told["Q K, order of sums"], StartsWith("16 columns at once"));
+    } else if (e.accumulation == Accumulation::flushing_lanes) {
+      EXPECT_EQ(told["Q K, order of sums"], order_of_amx);
     } else {
       EXPECT_EQ(told["Q K, order of sums"], "one column after another");
     }
@@ -117,17 +123,19 @@ TEST(IdentifyHost, EveryStatementHasItsInput) {
 
 // On a machine without the instruction, the host computes bf16 in fp32.
 TEST(IdentifyHost, PairsOfBf16AreNamed) {
-  const bool in_pairs = kernels::Target::named("AVX3_BF16").has_value();
+  const bool in_pairs = kernels::Target::named("AVX3_BF16").has_value(),
+             amx = kernels::Target::named("AVX3_AMX").has_value();
   if (!in_pairs) std::printf("not run on this machine: AVX3_BF16\n");
+  if (!amx) std::printf("not run on this machine: AVX3_AMX\n");
   const std::unique_ptr<Candidate> host = make_candidate("host");
   std::map<std::string, std::string> told;
   for (const Statement& s : identify(*host, attention_in(Dtype::bf16)).statements)
     told[s.subject] = s.answer;
   EXPECT_EQ(told["P"], in_pairs ? "bf16" : "not rounded");
-  EXPECT_EQ(told["Q K, order of sums"], "one column after another");
+  EXPECT_EQ(told["Q K, order of sums"], amx ? order_of_amx : "one column after another");
   EXPECT_EQ(told["P V, sums"], "24 bits, rounded to nearest (binary32)");
   for (const char* sums : {"Q K, subnormals", "P V, subnormals"})
-    EXPECT_EQ(told[sums], in_pairs ? "read or written as 0, as by VDPBF16PS" : "kept");
+    EXPECT_EQ(told[sums], in_pairs ? "read or written as 0, as by VDPBF16PS and AMX" : "kept");
 }
 
 TEST(IdentifyRecord, AnArithmeticFitsRightOutputsAndNoneFitsWrongOnes) {

@@ -29,6 +29,14 @@ float dot(Accumulation how, const std::vector<float>& a, const std::vector<float
     case Accumulation::flushing_fma:
       for (std::size_t k = 0; k < n; ++k) sum = flushing_fma(a[k], b[k], sum);
       return sum;
+    case Accumulation::flushing_lanes:
+      for (std::size_t k0 = 0; k0 < n; k0 += 32) {
+        float lanes[2] = {0, 0};
+        for (std::size_t k = k0; k < std::min(n, k0 + 32); ++k)
+          lanes[k % 2] = flushing_fma(a[k], b[k], lanes[k % 2]);
+        sum = flushing_sum(sum, flushing_sum(lanes[0], lanes[1]));
+      }
+      return sum;
     case Accumulation::rounded_products:
       for (std::size_t k = 0; k < n; ++k) {
         const float product = a[k] * b[k];
@@ -323,7 +331,8 @@ std::vector<Emulation> emulations(Dtype dtype) {
       c.product_floor = 0x1p-25;
       c.largest = 65504;
     }
-    if (a == Accumulation::flushing_fma) c.product_floor = c.operand_floor = 0x1p-126;
+    if (flushes(a)) c.product_floor = c.operand_floor = 0x1p-126;
+    if (a == Accumulation::flushing_lanes) c.ordered = false;
     if (exp == ExpModel::base_two_fused) {
       c.fused_argument = true;
       c.argument_roundings = 2;
@@ -370,6 +379,9 @@ std::vector<Emulation> emulations(Dtype dtype) {
   add("truncating blocks of 16, splits", Accumulation::truncating_block, ExpModel::precise,
       [](Contract& c) { c.tile = 16, c.split_keys = 48; });
   add("fp32, sums that flush", Accumulation::flushing_fma, ExpModel::precise, plain);
+  if (dtype == Dtype::bf16)
+    add("sums that flush in two lanes, weights in bf16", Accumulation::flushing_lanes,
+        ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype, c.backward_tile = 32; });
   if (dtype != Dtype::f32) {
     add("sums that flush, weights in the dtype, splits", Accumulation::flushing_fma,
         ExpModel::precise,

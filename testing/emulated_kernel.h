@@ -8,7 +8,19 @@
 
 namespace assay {
 
-enum class Accumulation { fma, flushing_fma, rounded_products, half, truncating_block };
+// flushing_lanes: chunks of 32 in two lanes, as AMX adds them (kernels/simd/amx.h).
+enum class Accumulation {
+  fma,
+  flushing_fma,
+  flushing_lanes,
+  rounded_products,
+  half,
+  truncating_block
+};
+// Whether it reads and writes subnormal numbers as 0.
+inline bool flushes(Accumulation a) {
+  return a == Accumulation::flushing_fma || a == Accumulation::flushing_lanes;
+}
 enum class ExpModel { precise, base_two_fused, noisy };
 
 struct Emulation {

@@ -26,4 +26,7 @@ inline float flushing_fma(float a, float b, float c) {
   return normal ? result : std::copysign(0.0f, result);
 }
 
+// The sum of two numbers of any 24 bits, rounded and flushed in the same way.
+inline float flushing_sum(float a, float b) { return flushing_fma(1.0f, a, b); }
+
 }  // namespace assay

@@ -8,12 +8,6 @@
 namespace assay {
 namespace {
 
-// The size of the part in which the places 0 and j meet.
-Index size_in_tiles(const SumOrder& o, Index j) {
-  if (j < o.tile) return std::min({o.length, o.tile, (j / o.block + 1) * o.block});
-  return std::min(o.length, (j / o.tile + 1) * o.tile);
-}
-
 // The number of lanes in the smallest part that holds the lanes 0 and l > 0.
 Index lanes_in_part(const SumOrder& o, Index l) {
   switch (o.joining) {
@@ -23,22 +17,24 @@ Index lanes_in_part(const SumOrder& o, Index l) {
   }
 }
 
-Index size_in_lanes(const SumOrder& o, Index j) {
+// The size of the part in which the places 0 and j meet.
+Index meeting_size(const SumOrder& o, Index j) {
+  if (j >= o.tile) return std::min(o.length, (j / o.tile + 1) * o.tile);
+  if (o.lanes == 0) return std::min({o.length, o.tile, (j / o.block + 1) * o.block});
   const Index lane = j % o.lanes;
-  return lane == 0 ? j / o.lanes + 1 : o.length / o.lanes * lanes_in_part(o, lane);
+  return lane == 0 ? j / o.lanes + 1 : o.tile / o.lanes * lanes_in_part(o, lane);
 }
 
 bool gives(const SumOrder& o, const MeetingSizes& sizes) {
   for (Index j = 1; j < o.length; ++j)
-    if (sizes[usize(j - 1)] != (o.lanes > 0 ? size_in_lanes(o, j) : size_in_tiles(o, j)))
-      return false;
+    if (sizes[usize(j - 1)] != meeting_size(o, j)) return false;
   return true;
 }
 
 std::string words_for_lanes(const SumOrder& o, const std::string& summand) {
   constexpr const char* first[] = {"in order", "neighbours first", "places half the length apart"};
   const char* join = first[static_cast<std::size_t>(o.joining)];
-  if (o.lanes == o.length) return fmt::format("in pairs, {}", join);
+  if (o.lanes == o.tile) return fmt::format("in pairs, {}", join);
   return fmt::format("{} lanes ({}s {} apart), each in order, then the lanes {}{}", o.lanes,
                      summand, o.lanes, o.joining == Joining::in_order ? "" : "in pairs, ", join);
 }
@@ -51,20 +47,26 @@ std::optional<SumOrder> order_of(const MeetingSizes& sizes) {
   for (o.tile = o.length; o.tile >= 2; --o.tile)
     for (o.block = 1; o.block <= o.tile; o.block *= 2)
       if (gives(o, sizes)) return o;
-  for (o.lanes = o.length; o.lanes >= 2; o.lanes = o.lanes % 2 == 0 ? o.lanes / 2 : 0)
-    for (const Joining joining : {Joining::in_order, Joining::neighbours, Joining::halves}) {
-      o.joining = joining;
-      if (gives(o, sizes)) return o;
-    }
+  o.block = 1;
+  const auto shorter = [](Index tile) {  // the next power of two
+    return static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(tile - 1)));
+  };
+  for (o.tile = o.length; o.tile >= 2; o.tile = shorter(o.tile))
+    for (o.lanes = o.tile; o.lanes >= 2; o.lanes = o.lanes % 2 == 0 ? o.lanes / 2 : 0)
+      for (const Joining joining : {Joining::in_order, Joining::neighbours, Joining::halves}) {
+        o.joining = joining;
+        if (gives(o, sizes)) return o;
+      }
   return std::nullopt;
 }
 
 std::string words_for(const SumOrder& o, const std::string& summand) {
-  if (o.lanes > 0) return words_for_lanes(o, summand);
-  if (o.block >= o.length) return fmt::format("all {} {}s at once", o.length, summand);
+  if (o.lanes == 0 && o.block >= o.length)
+    return fmt::format("all {} {}s at once", o.length, summand);
   const std::string inner =
-      o.block == 1 ? fmt::format("one {} after another", summand)
-                   : fmt::format("{} {}s at once, one block after another", o.block, summand);
+      o.lanes > 0    ? words_for_lanes(o, summand)
+      : o.block == 1 ? fmt::format("one {} after another", summand)
+                     : fmt::format("{} {}s at once, one block after another", o.block, summand);
   if (o.tile >= o.length) return inner;
   return fmt::format("tiles of {} {}s, each summed by itself, {}", o.tile, summand, inner);
 }

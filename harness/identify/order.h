@@ -18,12 +18,12 @@ using MeetingSizes = std::vector<Index>;
 // How the sums of lanes are added.
 enum class Joining : std::uint8_t { in_order, neighbours, halves };
 
-// One of two kinds. Tiles: `tile` summands that follow one another are summed by themselves, in
-// blocks of `block` that are added at once, and then the tiles are added one after another. Lanes:
+// `tile` summands that follow one another are summed by themselves, and then the tiles are added
+// one after another. Within a tile, `block` summands that follow one another are added at once. Or
 // the summands whose places agree modulo `lanes` are added one after another, and then the lanes.
 struct SumOrder {
   Index length = 0, block = 1, tile = 0;
-  Index lanes = 0;  // 0: tiles
+  Index lanes = 0;  // 0: blocks
   Joining joining = Joining::in_order;
   bool operator==(const SumOrder&) const = default;
 };

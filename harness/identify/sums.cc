@@ -245,7 +245,7 @@ void tell_subnormals(const Probe& probe, const std::optional<Dtype>& weights, bo
   const auto tell = [&](const char* subject, bool kept, std::string input) {
     told.statements.push_back({subject,
                                kept       ? "kept"
-                               : in_pairs ? "read or written as 0, as by VDPBF16PS"
+                               : in_pairs ? "read or written as 0, as by VDPBF16PS and AMX"
                                           : "read or written as 0",
                                std::move(input)});
   };
