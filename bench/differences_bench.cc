@@ -59,7 +59,7 @@ void measure(const Case& c, Differences& all) {
   const AttentionBackwardInput input{out.o.view(), out.lse.view(), in.d_o.view()};
   expect_success(kernels::attention_backward(in.problem, input, gradients.view()));
 
-  const Contract contract = host_contract(in.problem, kernels::Target().name());
+  const Contract contract = host_backward_contract(in.problem, input.d_o.dtype, kernels::Target());
   const Reference forward(in.problem, contract);
   const BackwardReference backward(in.problem, input, gradients.view(), contract);
   SharedGradients shared = backward.no_shared_gradients();

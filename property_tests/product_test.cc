@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 
 #include "harness/candidates/candidate.h"
@@ -18,6 +19,7 @@
 #include "harness/cases/suites.h"
 #include "kernels/cache/cache_storage.h"
 #include "kernels/product/product.h"
+#include "kernels/product/product_amx.h"
 #include "kernels/simd/targets.h"
 #include "testing/matchers.h"
 #include "testing/require_that.h"
@@ -49,10 +51,13 @@ TEST(ProductKernel, EveryTargetStaysWithinItsBound) {
       std::printf("target %s: not run on this machine\n", target.c_str());
 }
 
+// AMX flushes, and has an order of its own.
 TEST(ProductKernel, TargetsWithFmaAgreeBitForBit) {
   std::vector<std::string> fused;
   for (const std::string& t : kernels::runnable_targets())
-    if (!host_product_contract(t).products_rounded) fused.push_back(t);
+    if (!host_product_contract(t).products_rounded &&
+        !kernels::multiplies_with_amx(kernels::Target::named(t).value(), Dtype::bf16))
+      fused.push_back(t);
   const Case c =
       parse_case("product m=45 n=70 k=300 dtype=bf16 out=f32 w=nvfp4 weights=codes scales=random");
   const ProductInputs in(c);
@@ -78,8 +83,9 @@ TEST(ProductKernel, TheFaultyInstantiationWithoutAFaultIsTheKernel) {
     if (++compared % 5 != 0) continue;
     const ProductInputs in(c);
     const ProductOutput mine(c), theirs(c);
-    ASSERT_TRUE(host->run({ProductCall{in.problem, mine.c.view()}}).ok());
-    ASSERT_TRUE(run_planted_product(other, in.problem, theirs.c.view(), 1).ok());
+    const kernels::Execution how(1, planted_fault_target(kernels::Target()));
+    ASSERT_TRUE(host->run({ProductCall{in.problem, mine.c.view()}, how}).ok());
+    ASSERT_TRUE(run_planted_product(other, in.problem, theirs.c.view(), how).ok());
     EXPECT_EQ(first_difference(mine, theirs), "") << print_case(c);
   }
 }
@@ -186,7 +192,7 @@ TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
   p.k = dim;
   p.a = q.view();
   p.w = cached;
-  EXPECT_THAT(scores.view(), IsWithinBoundOf(p, host_product_contract(kernels::Target().name())));
+  EXPECT_THAT(scores.view(), IsWithinBoundOf(p, host_product_contract(p, kernels::Target())));
 }
 
 // ---- The judge ----
@@ -196,8 +202,8 @@ struct Judged {
     EXPECT_TRUE(make_candidate("host")->run({ProductCall{in.problem, out.c.view()}}).ok());
   }
   Verdict verdict(const JudgeOptions& options = {}) const {
-    return judge_product(in.problem, out.c.view(), host_product_contract(kernels::Target().name()),
-                         options);
+    return judge_product(in.problem, out.c.view(),
+                         host_product_contract(in.problem, kernels::Target()), options);
   }
   double get(Index m, Index n) const { return load(out.c.view(), out.c.view().at(0, 0, m, n)); }
   void set(Index m, Index n, double x) const {
@@ -322,13 +328,22 @@ TEST(ProductVerdict, NothingComparedIsNoPass) {
 // narrow or too wide.
 class Ranges : public testing::Test {
  protected:
-  // One column of equal weights of E4M3 without scales, and C as a kernel would have written it.
+  // One column of equal weights of E4M3 (or E5M2) without scales, and C as a kernel would have
+  // written it.
   Verdict judge_one(const std::vector<double>& a, double weight, double c,
-                    const ProductContract& contract) {
+                    const ProductContract& contract, Dtype code = Dtype::f8e4m3) {
+    return judge_column(a, weight, c, code, [&](const Product& p, const TensorView& out) {
+      return judge_product(p, out, contract);
+    });
+  }
+  Verdict judge_column(const std::vector<double>& a, double weight, double c, Dtype code,
+                       const std::function<Verdict(const Product&, const TensorView&)>& judge) {
     const Index k = std::ssize(a);
-    LowBitMatrix w(LowBit::f8e4m3, k, 1, 0);
+    LowBitMatrix w(code == Dtype::f8e4m3 ? LowBit::f8e4m3 : LowBit::f8e5m2, k, 1, 0);
+    // encode() gives the largest number for infinity
     for (Index i = 0; i < k; ++i)
-      w.set_code(i, 0, static_cast<std::uint32_t>(encode(Dtype::f8e4m3, weight)));
+      w.set_code(i, 0,
+                 std::isinf(weight) ? 0x7C : static_cast<std::uint32_t>(encode(code, weight)));
     const Tensor x(Dtype::f32, {1, 1, 1, k}, {{0, 0, k, 1}, 0, k}),
         y(Dtype::f32, {1, 1, 1, 1}, {{0, 0, 1, 1}, 0, 1});
     for (Index i = 0; i < k; ++i) store(x.view(), i, a[usize(i)]);
@@ -338,7 +353,7 @@ class Ranges : public testing::Test {
     p.k = k;
     p.a = x.view();
     p.w = w.view();
-    return judge_product(p, y.view(), contract);
+    return judge(p, y.view());
   }
   const double inf = std::numeric_limits<double>::infinity();
   const ProductContract host = host_product_contract("AVX2");
@@ -352,6 +367,44 @@ TEST_F(Ranges, InfinitiesAreJudged) {
     EXPECT_THAT(judge_one(a, 1, wrong, host), Fails()) << wrong;
   EXPECT_EQ(judge_one(a, 0, std::nan(""), host).inside, 1);
   EXPECT_THAT(judge_one(a, 0, inf, host), Fails());
+}
+
+// A kernel that reads subnormal numbers as 0 loses these terms, and no others.
+TEST_F(Ranges, OperandsThatAreReadAs0AreCharged) {
+  ProductContract flushes = host;
+  flushes.floor = flushes.operand_floor = 0x1p-126;
+  const std::vector<double> a = {0x1p-126, 0x1p-127, 0x1p-127};
+  const double left = 256 * 0x1p-126, whole = 2 * left;
+  EXPECT_THAT(judge_one(a, 256, left, flushes), HasNothingOutside());
+  EXPECT_THAT(judge_one(a, 256, whole, flushes), HasNothingOutside());
+  EXPECT_THAT(judge_one(a, 256, 0.9 * left, flushes), Fails());
+  EXPECT_THAT(judge_one(a, 256, 1.6 * whole, flushes), Fails());
+  EXPECT_THAT(judge_one(a, 256, left, host), Fails());
+  // 0 times infinity
+  for (const double term : {0x1p-127, 1.0}) {
+    EXPECT_THAT(judge_one({term}, inf, std::nan(""), host, Dtype::f8e5m2), Fails());
+    EXPECT_EQ(judge_one({term}, inf, std::nan(""), flushes, Dtype::f8e5m2).outside,
+              term == 1 ? 1 : 0);
+    EXPECT_THAT(judge_one({term}, inf, 42, flushes, Dtype::f8e5m2), Fails());
+  }
+  // An infinity of A meets no number that is read as 0.
+  EXPECT_THAT(judge_one({inf, 0x1p-130}, 1, std::nan(""), flushes), Fails());
+}
+
+// The convention permits the same to every contract.
+TEST_F(Ranges, FlushedSubnormalsAreAConvention) {
+  const std::vector<double> a = {0x1p-126, 0x1p-127, 0x1p-127};
+  const double left = 256 * 0x1p-126;
+  JudgeOptions flushed;
+  flushed.conventions.declare(Subnormals::flushed);
+  const auto judge = [&](double c, const JudgeOptions& options) {
+    return judge_column(a, 256, c, Dtype::f8e4m3, [&](const Product& p, const TensorView& out) {
+      return judge_product_by_ladder(p, out, options);
+    });
+  };
+  EXPECT_THAT(judge(left, {}), Fails());
+  EXPECT_THAT(judge(left, flushed), HasNothingOutside());
+  EXPECT_THAT(judge(0.9 * left, flushed), Fails());
 }
 
 // The ladder of products whose A has this dtype.

@@ -122,8 +122,10 @@ struct Near {
 // them to `t`, rounded.
 class PlainReference {
  public:
-  explicit PlainReference(const Backward& t)
+  // `cast` is the relative error with which a kernel rounds P and dS before it multiplies them.
+  explicit PlainReference(const Backward& t, double cast = 0)
       : t_(t),
+        cast_(cast),
         p_(t.p),
         s_(p_.shape),
         dq(count(s_.query_heads, s_.rows, s_.dim)),
@@ -256,7 +258,7 @@ class PlainReference {
         dp += x, dp_terms += std::fabs(x);
         dv[index(((b * s_.kv_heads + g) * s_.keys + j) * Dv + c)].add(
             w * r * get(d_o, b, h, i, c),
-            (w_error + 4 * u * w) * r * std::fabs(get(d_o, b, h, i, c)));
+            (w_error + 4 * u * w + cast_ * (w + w_error)) * r * std::fabs(get(d_o, b, h, i, c)));
       }
       const double inner = r * dp - delta, inner_terms = r * std::fabs(dp) + std::fabs(delta);
       const double inner_error =
@@ -269,6 +271,7 @@ class PlainReference {
                                                              (std::fabs(ds) + ds_error)
                                                        : 0);
       ds *= slope[n];
+      ds_error += cast_ * (std::fabs(ds) + ds_error);
       for (Index d = 0; d < D; ++d) {
         const double q = get(p_.q, b, h, i, d), k = get(p_.k, b, g, j, d);
         dq[index(((b * s_.query_heads + h) * s_.rows + i) * D + d)].add(ds * k,
@@ -311,6 +314,7 @@ class PlainReference {
   }
 
   const Backward& t_;
+  const double cast_;
   const Attention& p_;
   const AttentionShape& s_;
   double bias_terms_ = 0;

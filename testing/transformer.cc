@@ -205,7 +205,7 @@ void JudgedArithmetic::linear(Linear<float>& layer, const std::vector<float>& x,
   p.w = layer.bytes.view();
   JudgeOptions options;
   options.power = false;
-  add(judge_product(p, matrix(y, rows, layer.out), host_product_contract(kernels::Target().name()),
+  add(judge_product(p, matrix(y, rows, layer.out), host_product_contract(p, kernels::Target()),
                     options));
 }
 
@@ -225,7 +225,8 @@ void JudgedArithmetic::attention_backward(const Attention& problem,
   ++backwards;
   JudgeOptions options;
   options.power = false;
-  add(judge_backward(problem, in, out, host_contract(problem, kernels::Target().name()), options));
+  add(judge_backward(problem, in, out,
+                     host_backward_contract(problem, in.d_o.dtype, kernels::Target()), options));
 }
 
 void OracleArithmetic::linear(Linear<double>& layer, const std::vector<double>& x, Index rows,

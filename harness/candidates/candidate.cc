@@ -71,7 +71,10 @@ Arithmetic host_arithmetic(const Call& call, const kernels::Target& target) {
                return host_forward_contract(c.problem, c.problem.k.dtype, target);
              },
              [&](const BackwardCall& c) -> Arithmetic {
-               return host_contract(c.problem, target.name());
+               return host_backward_contract(c.problem, c.in.d_o.dtype, target);
+             },
+             [&](const ProductCall& c) -> Arithmetic {
+               return host_product_contract(c.problem, target);
              },
              [&](const auto&) -> Arithmetic { return host_product_contract(target.name()); }},
       call);

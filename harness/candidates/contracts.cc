@@ -1,8 +1,12 @@
 #include "harness/candidates/contracts.h"
 
+#include <fmt/format.h>
+
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_pairs.h"
 #include "kernels/device/kernel_parameters.h"
+#include "kernels/product/product_amx.h"
+#include "kernels/simd/bf16_dots.h"
 
 namespace assay {
 
@@ -53,15 +57,42 @@ Contract host_contract(const ProjectedAttention& problem, const std::string& tar
   return c;
 }
 
+namespace {
+
+// What pairs of bf16 change: weights (in the backward pass P and dS) are rounded to bf16, and all
+// products flush. AMX adds the products of 32 summands from 0, in two chains, before they meet the
+// rest.
+void multiply_in_pairs(Contract& c, const kernels::Target& target) {
+  const bool amx = kernels::has_amx(target);
+  c.name = fmt::format("host, {} of bf16 that flush, weights in bf16, {}",
+                       amx ? "matrix products" : "pairs", target.name());
+  c.weight_dtype = Dtype::bf16;
+  c.product_floor = c.operand_floor = 0x1p-126;
+  if (amx) c.ordered = false;
+}
+
+}  // namespace
+
 Contract host_forward_contract(const ProjectedAttention& problem, Dtype stored,
                                const kernels::Target& target) {
   Contract c = host_contract(problem, target.name());
   if (problem.projection || !kernels::computes_in_pairs(target, problem.q.dtype, stored, stored))
     return c;
-  c.name = "host, pairs of bf16 that flush, weights in bf16, " + target.name();
+  multiply_in_pairs(c, target);
   c.tile = kernels::forward_tiling_of_pairs(problem.shape.dim, problem.shape.value_dim).keys;
-  c.weight_dtype = Dtype::bf16;
-  c.product_floor = c.operand_floor = 0x1p-126;
+  return c;
+}
+
+Contract host_backward_contract(const Attention& problem, Dtype d_o,
+                                const kernels::Target& target) {
+  Contract c = host_contract(problem, target.name());
+  if (!kernels::computes_gradients_in_pairs(target, problem, d_o)) return c;
+  multiply_in_pairs(c, target);
+  if (kernels::has_amx(target)) {
+    // Each chunk is a sum of its own. A tile of 48 rows has two.
+    c.backward_row_tile = c.backward_row_tile % 32 == 0 ? 32 : 24;
+    c.backward_tile = 32;
+  }
   return c;
 }
 
@@ -103,6 +134,15 @@ ProductContract host_product_contract(const std::string& target) {
   c.name = "host, fp32 sums by group in order, " + target;
   c.order = ProductOrder::groups_in_order;
   c.products_rounded = lacks_fma(target);
+  return c;
+}
+
+ProductContract host_product_contract(const Product& p, const kernels::Target& target) {
+  ProductContract c = host_product_contract(target.name());
+  if (!p.a || !kernels::multiplies_with_amx(target, p.a.dtype)) return c;
+  c.name = "host, matrix products of bf16 that flush, sums by group, " + target.name();
+  c.order = ProductOrder::groups;
+  c.floor = c.operand_floor = 0x1p-126;
   return c;
 }
 

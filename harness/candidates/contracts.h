@@ -15,6 +15,9 @@ Contract host_contract(const ProjectedAttention& problem, const std::string& tar
 // and the stored K and V are bf16.
 Contract host_forward_contract(const ProjectedAttention& problem, Dtype stored,
                                const kernels::Target& target);
+// The arithmetic of attention_backward, which computes in pairs of bf16 where the target can and Q,
+// K, V and dO are bf16.
+Contract host_backward_contract(const Attention& problem, Dtype d_o, const kernels::Target& target);
 // The arithmetic of kernels/attention/unfused-inl.h.
 Contract unfused_contract(const std::string& target);
 
@@ -25,5 +28,8 @@ ProductContract device_product_contract(const std::string& device);
 
 // The arithmetic of kernels/product/product-inl.h.
 ProductContract host_product_contract(const std::string& target);
+// The arithmetic of product(), which multiplies with AMX where the target can and A is a tensor of
+// bf16.
+ProductContract host_product_contract(const Product& p, const kernels::Target& target);
 
 }  // namespace assay

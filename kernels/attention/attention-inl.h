@@ -6,7 +6,7 @@
 // summed within a tile, in any order, and then over the tiles of a split. Each split starts from
 // nothing, and splits are merged in order (RowBlock::merge). All sums are fp32, whatever the inputs
 // are. Pairs of bf16 (Operands::pairs) have the same order, weights in bf16, and fused
-// multiply-adds that flush subnormal numbers.
+// multiply-adds that flush subnormal numbers. AMX (Operands::amx) adds them in chunks of 32.
 //
 // Masked keys get a weight of exactly 0. A tile or a split that no row of a block sees is skipped,
 // which changes no bit. Tiles and splits begin at key 0, and D and Dv alone decide their lengths.
@@ -34,7 +34,7 @@ HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
 template <Operands operands, class Stages>
-using PackerOf = std::conditional_t<operands == Operands::pairs, PairPacker, Packer<Stages>>;
+using PackerOf = std::conditional_t<operands == Operands::floats, Packer<Stages>, PairPacker>;
 
 // Gives the tiles of one of the wave's groups, which were packed before.
 struct TilesInMemory {

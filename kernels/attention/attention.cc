@@ -41,24 +41,30 @@ HWY_EXPORT(target_name);
 
 namespace {
 
-ForwardTiling tiling_of(Index dim, Index value_dim, Index elements_of_a_word) {
+ForwardTiling tiling_of(Index dim, Index value_dim, Operands operands) {
   // A packed tile of K and V stays within 128 KiB, which is a sixth of the L2 cache for which the
   // tiles are chosen. With fewer than 64 keys, the work that every tile causes (row maxima,
   // corrections) would cost noticeable time.
-  return {96, dim + value_dim <= 160 * elements_of_a_word ? 128 : 64, 512};
+  return {96, dim + value_dim <= 160 * elements_of_a_word(operands) ? 128 : 64, 512};
 }
 
 }  // namespace
 
-ForwardTiling forward_tiling(Index dim, Index value_dim) { return tiling_of(dim, value_dim, 1); }
+ForwardTiling forward_tiling(Index dim, Index value_dim) {
+  return tiling_of(dim, value_dim, Operands::floats);
+}
 
 ForwardTiling forward_tiling_of_pairs(Index dim, Index value_dim) {
-  return tiling_of(dim, value_dim, 2);
+  return tiling_of(dim, value_dim, Operands::pairs);
 }
 
 bool computes_in_pairs(const Target& target, Dtype q, Dtype stored_k, Dtype stored_v) {
   return has_bf16_dots(target) && q == Dtype::bf16 && stored_k == Dtype::bf16 &&
          stored_v == Dtype::bf16;
+}
+
+bool computes_gradients_in_pairs(const Target& target, const Attention& p, Dtype d_o) {
+  return computes_in_pairs(target, p.q.dtype, p.k.dtype, p.v.dtype) && d_o == Dtype::bf16;
 }
 
 std::string attention_forward_target(const Target& target) {
@@ -113,7 +119,7 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
   plan.problem = &problem;
   plan.out = out;
   plan.operands = operands;
-  plan.tiling = tiling_of(s.dim, s.value_dim, plan.elements_of_a_word());
+  plan.tiling = tiling_of(s.dim, s.value_dim, operands);
   plan.threads = threads;
   plan.stored = std::move(stored);
   plan.tiles = (s.keys + plan.tiling.keys - 1) / plan.tiling.keys;
@@ -156,9 +162,12 @@ Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> sto
   // All heads of a cache have one dtype.
   const Dtype k = stored.empty() ? Dtype::f32 : stored[0].keys.columns.dtype,
               v = stored.empty() ? Dtype::f32 : stored[0].values.columns.dtype;
-  if (computes_in_pairs(how.target, problem.q.dtype, k, v))
-    return run_stored(problem, std::move(stored), out, how.threads, forward_of_pairs(), nullptr,
-                      Operands::pairs);
+  if (computes_in_pairs(how.target, problem.q.dtype, k, v)) {
+    const bool amx = has_amx(how.target);
+    return run_stored(problem, std::move(stored), out, how.threads,
+                      amx ? forward_of_amx() : forward_of_pairs(), nullptr,
+                      amx ? Operands::amx : Operands::pairs);
+  }
   return run_stored(problem, std::move(stored), out, how.threads,
                     ASSAY_OF_TARGET(run_forward, how.target), nullptr);
 }

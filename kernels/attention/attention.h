@@ -1,4 +1,6 @@
-// Tiled attention on the host, forward and backward, with fp32 accumulation.
+// Tiled attention on the host, forward and backward, with fp32 accumulation. Where the target
+// multiplies pairs of bf16, P and dS of bf16 inputs are rounded to bf16, and subnormal numbers are
+// read as 0 (attention_pairs.h).
 #pragma once
 
 #include <string>

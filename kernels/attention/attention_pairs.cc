@@ -18,6 +18,11 @@ namespace assay::kernels::HWY_NAMESPACE {
 void run_forward_of_pairs(ForwardPlan& plan, const void*) {
   forward<Operands::pairs>(plan, NoStages{});
 }
+#if ASSAY_AMX
+void run_forward_of_amx(ForwardPlan& plan, const void*) {
+  forward<Operands::amx>(plan, NoStages{});
+}
+#endif
 
 }  // namespace assay::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -29,6 +34,13 @@ namespace assay::kernels {
 RunForward forward_of_pairs() {
 #if ASSAY_BF16_DOTS
   return N_AVX3::run_forward_of_pairs;
+#else
+  return nullptr;
+#endif
+}
+RunForward forward_of_amx() {
+#if ASSAY_AMX
+  return N_AVX3::run_forward_of_amx;
 #else
   return nullptr;
 #endif

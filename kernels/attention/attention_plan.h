@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/attention/attention.h"
+#include "kernels/simd/amx.h"
 #include "kernels/simd/panels.h"
 
 namespace assay::kernels {
@@ -45,11 +46,16 @@ struct StoredKeyValues {
 
 StoredKeyValues stored_key_values(const Attention& problem, Index b, Index g);
 
-// What the products multiply: fp32 numbers, or pairs of bf16 (kernels/simd/bf16_pairs.h).
-enum class Operands { floats, pairs };
+// What the products multiply: fp32 numbers, or pairs of bf16, by VDPBF16PS
+// (kernels/simd/bf16_pairs.h) or by AMX (kernels/simd/amx.h).
+enum class Operands { floats, pairs, amx };
+constexpr Index elements_of_a_word(Operands operands) {
+  return operands == Operands::floats ? 1 : 2;
+}
 
 // K and V of `groups` consecutive (batch, kv head) pairs, packed in fp32. If the operands are
-// pairs, D and the tile keys of V are counted in words of two.
+// pairs, D and the tile keys of V are counted in words of two. For AMX, D is filled up to whole
+// chunks of words with zeros.
 struct PackedKeyValues {
   float* keys = nullptr;    // [group][tile][panel of keys][D][panel width]
   float* values = nullptr;  // [group][tile][panel of columns][tile keys][panel width]
@@ -80,13 +86,15 @@ struct ForwardPlan {
   Index tiles = 0, splits = 0;        // of the keys
   Index padded_value_dim = 0;
 
-  Index elements_of_a_word() const { return operands == Operands::pairs ? 2 : 1; }
-  // How many floats, or words, a packed tile has.
-  Index tile_keys() const {
-    const Index n = elements_of_a_word();
-    return tiling.keys * ((problem->shape.dim + n - 1) / n);
+  // How many floats, or words, a packed key and a packed tile have.
+  Index key_words() const {
+    const Index n = elements_of_a_word(operands), words = (problem->shape.dim + n - 1) / n;
+    return operands == Operands::amx ? amx::whole_chunks(words) : words;
   }
-  Index tile_values() const { return tiling.keys / elements_of_a_word() * padded_value_dim; }
+  Index tile_keys() const { return tiling.keys * key_words(); }
+  Index tile_values() const {
+    return tiling.keys / elements_of_a_word(operands) * padded_value_dim;
+  }
   // How many rows of all query heads read one (batch, kv head) pair.
   Index stacked_rows() const { return problem->shape.group() * problem->shape.rows; }
 };
@@ -100,8 +108,9 @@ Status plan_and_run(const Attention& problem, const AttentionOutput& out, int th
 Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
                   const AttentionOutput& out, int threads, RunForward run, const void* stages,
                   Operands operands = Operands::floats);
-// The kernel that multiplies pairs; null if this program holds none.
+// The kernels that multiply pairs; null if this program holds none.
 RunForward forward_of_pairs();
+RunForward forward_of_amx();
 
 // Computes attention over a valid problem whose K and V are `stored`, wherever a cache keeps them.
 // The production kernel ignores `context`.

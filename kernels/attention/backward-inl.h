@@ -196,8 +196,9 @@ inline std::vector<BackwardWave> waves_of(const BackwardPlan& plan) {
   return waves;
 }
 
-template <class Stages>
+template <Operands operands = Operands::floats, class Stages>
 void backward(const BackwardPlan& plan, const Stages& stages) {
+  using Split = KeySplit<operands, Stages>;
   const AttentionShape& s = plan.problem->shape;
   const Index pair_tiles = s.group() * plan.row_tiles,
               delta_tasks = s.batch * s.query_heads * plan.row_tiles;
@@ -209,8 +210,8 @@ void backward(const BackwardPlan& plan, const Stages& stages) {
   }
   ScratchPool<DeltaRows> delta_rows(delta_tasks, plan.threads,
                                     [&] { return std::make_unique<DeltaRows>(plan); });
-  ScratchPool<KeySplit<Stages>> key_splits(
-      most_chains, plan.threads, [&] { return std::make_unique<KeySplit<Stages>>(plan, stages); });
+  ScratchPool<Split> key_splits(most_chains, plan.threads,
+                                [&] { return std::make_unique<Split>(plan, stages); });
   ScratchPool<ReducedTile> reduced_tiles(most_tiles, plan.threads,
                                          [&] { return std::make_unique<ReducedTile>(plan); });
 

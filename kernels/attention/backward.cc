@@ -20,6 +20,8 @@ HWY_AFTER_NAMESPACE();
 #include <algorithm>
 #include <new>
 
+#include "kernels/attention/attention_pairs.h"
+#include "kernels/simd/bf16_dots.h"
 #include "kernels/simd/by_target.h"
 #include "kernels/validate.h"
 
@@ -85,8 +87,11 @@ Status plan_and_run_backward(const Attention& problem, const AttentionBackwardIn
 
 Status attention_backward(const Attention& problem, const AttentionBackwardInput& in,
                           const AttentionGradients& out, const Execution& how) {
-  return plan_and_run_backward(problem, in, out, how.threads,
-                               ASSAY_OF_TARGET(run_backward, how.target), nullptr);
+  const RunBackward run = !computes_gradients_in_pairs(how.target, problem, in.d_o.dtype)
+                              ? ASSAY_OF_TARGET(run_backward, how.target)
+                          : has_amx(how.target) ? backward_of_amx()
+                                                : backward_of_pairs();
+  return plan_and_run_backward(problem, in, out, how.threads, run, nullptr);
 }
 
 }  // namespace assay::kernels

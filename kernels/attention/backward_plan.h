@@ -37,4 +37,8 @@ Status plan_and_run_backward(const Attention& problem, const AttentionBackwardIn
                              const AttentionGradients& out, int threads, RunBackward run,
                              const void* stages);
 
+// The kernels that multiply pairs; null if this program holds none.
+RunBackward backward_of_pairs();
+RunBackward backward_of_amx();
+
 }  // namespace assay::kernels

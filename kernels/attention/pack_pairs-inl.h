@@ -19,7 +19,8 @@ HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
 // Does what Packer does: a word of keys holds two elements of a key, a word of values holds an
-// element of two keys. Elements that are not there are 0.
+// element of two keys. Elements that are not there are 0: in the last word, and for AMX up to whole
+// chunks of words.
 class PairPacker {
  public:
   PairPacker(const ForwardPlan& plan, const NoStages&)
@@ -51,13 +52,16 @@ class PairPacker {
 
   // Packs the keys of a tile into [panel of keys][word][panel width].
   void keys(Index group, Index tile, float* to) {
-    const Index dim = plan_.problem->shape.dim;
+    const Index dim = plan_.problem->shape.dim, words = plan_.key_words(),
+                filled = bf16::words_of(dim);
     const TileRows there = rows_of_tile(plan_.stored[usize(group)].keys, plan_.tiling.keys, tile);
     for (Index j = there.begin / bf16::panel_width * bf16::panel_width; j < there.end;
          j += bf16::panel_width) {
       const PanelRows rows = panel(group, tile, j);
       bf16::pack_keys({{rows.half[0], rows.half[1]}, rows.stride, {rows.ahead[0], rows.ahead[1]}},
-                      dim, to + j * bf16::words_of(dim));
+                      dim, to + j * words);
+      std::fill_n(to + j * words + filled * bf16::panel_width, (words - filled) * bf16::panel_width,
+                  0.0f);
     }
   }
 
@@ -74,8 +78,10 @@ class PairPacker {
     const StoredRows& stored = plan_.stored[usize(group)].values;
     const Index width = plan_.tiling.keys;
     const TileRows there = rows_of_tile(stored, width, tile);
+    const Index keys = plan_.operands == Operands::amx ? 2 * amx::chunk_words : 2,
+                end = (there.end + keys - 1) / keys * keys;
     std::uint16_t largest = 0;
-    for (Index j = there.begin / 2 * 2; j < there.end; j += 2)
+    for (Index j = there.begin / keys * keys; j < end; j += 2)
       largest = std::max(
           largest,
           bf16::pack_values(value_row(stored, there, j, 0), value_row(stored, there, j + 1, 1),

@@ -12,6 +12,7 @@
 #include "kernels/attention/attention_plan.h"
 #include "kernels/attention/dropout.h"
 #include "kernels/attention/element_bias-inl.h"
+#include "kernels/attention/operands-inl.h"
 #include "kernels/attention/pack-inl.h"
 #include "kernels/simd/bf16_pairs.h"
 #include "kernels/simd/register_block-inl.h"
@@ -39,11 +40,12 @@ struct RowState {
 
 template <Operands operands, class Stages>
 class RowBlock {
-  static constexpr bool in_pairs = operands == Operands::pairs;
-  static_assert(!in_pairs || (panel_width == bf16::panel_width &&
+  static constexpr bool in_pairs = operands == Operands::pairs, in_amx = operands == Operands::amx,
+                        in_words = in_pairs || in_amx;
+  static_assert(!in_words || (panel_width == bf16::panel_width &&
                               score_stride == bf16::score_stride && block_rows == 12));
   // How many floats, or words, hold so many elements.
-  static constexpr Index per_word = in_pairs ? 2 : 1;
+  static constexpr Index per_word = elements_of_a_word(operands);
   static constexpr Index words_of(Index elements) { return (elements + per_word - 1) / per_word; }
 
  public:
@@ -56,8 +58,9 @@ class RowBlock {
         width_(plan.tiling.keys),
         accumulator_stride_(plan.padded_value_dim),
         capacity_((rows + panel_alignment - 1) / panel_alignment * panel_alignment),
-        q_(allocate_floats(capacity_ * s_.dim)),
+        q_(allocate_floats(capacity_ * std::max(s_.dim, plan.key_words()))),
         q_row_(allocate_floats(s_.dim)),
+        q_across_(allocate_floats(in_amx ? plan.key_words() * amx::tile_rows : 0)),
         scores_(allocate_floats(capacity_ * score_stride)),
         accumulators_(allocate_floats(2 * capacity_ * accumulator_stride_)),
         bias_row_(allocate_floats(width_)),
@@ -104,6 +107,7 @@ class RowBlock {
   // need packed tiles: they use tiles.panel(tile, key) and tiles.values_in_place(tile, keys).
   template <class Tiles>
   void attend(Index split, Tiles tiles) {
+    [[maybe_unused]] const RegistersOf<operands> registers;
     key0_ = 0;
     clear(split_, stages_.initial_max());
     const Index of_split = plan_.tiling.split_keys / width_;
@@ -112,7 +116,7 @@ class RowBlock {
     for (Index tile = std::max(split * of_split, seen_by_block_.begin / width_); tile < end;
          ++tile) {
       key0_ = tile * width_;
-      for_row_blocks(rows_, [&](auto block, Index r) {
+      for_blocks<operands>(rows_, [&](auto block, Index r) {
         seen_[r] = seen_in_tile(r, static_cast<Index>(block.size()));
       });
       compute_scores(tile, tiles);
@@ -162,7 +166,7 @@ class RowBlock {
       float* row = total_.accumulator + r * accumulator_stride_;
       if (!p_.sink.empty()) add_sink(p_.sink[block_[r].head], m, sum, row);
       if (sum != 0) {
-        const float inverse = (in_pairs ? keep_scale() : 1.0f) / sum;
+        const float inverse = (in_words ? keep_scale() : 1.0f) / sum;
         // The sign of a 0 would depend on the masked keys that passed by. Adding 0 makes every zero
         // +0.
         for (Index c = 0; c < s_.value_dim; ++c) row[c] = row[c] * inverse + 0.0f;
@@ -201,29 +205,41 @@ class RowBlock {
                     stride, 1, key0_ / plan_.tiling.split_keys * plan_.tiling.split_keys, width_});
   }
 
+  // The words of Q: for AMX, row after row; otherwise the rows of a register block are interleaved.
   void load_queries() {
-    for_row_blocks(rows_, [&](auto block, Index r) {
-      constexpr auto count = static_cast<Index>(block.size());
-      float* interleaved = q_.get() + r * s_.dim;
+    for_blocks<operands>(rows_, [&](auto block, Index r) {
+      const auto count = static_cast<Index>(block.size()), words = plan_.key_words();
+      float* of_block = q_.get() + r * (in_amx ? words : s_.dim);
       for (Index i = 0; i < count; ++i) {
         const Row& row = block_[r + i];
         load_row(p_.q, b_, row.head, row.row, s_.dim, q_row_.get());
         if constexpr (Stages::observes)
           stages_.at(Stage::query, {b_, row.head, row.row, 0, 1, s_.dim, q_row_.get(), s_.dim});
-        for (Index w = 0; w < words_of(s_.dim); ++w)
-          interleaved[w * count + i] = in_pairs ? pair_at(q_row_.get(), 2 * w) : q_row_[w];
+        for (Index w = 0; w < words; ++w)
+          of_block[in_amx ? i * words + w : w * count + i] =
+              in_words ? pair_at(q_row_.get(), 2 * w) : q_row_[w];
+        if constexpr (in_amx)
+          if (few_rows()) put_across(of_block + i * words, words, r + i);
       }
     });
   }
 
   // Numbers that are bf16 already, as a word.
   float pair_at(const float* row, Index d) const {
-    const auto first = std::bit_cast<std::uint32_t>(row[d]),
+    const auto first = d < s_.dim ? std::bit_cast<std::uint32_t>(row[d]) : 0,
                second = d + 1 < s_.dim ? std::bit_cast<std::uint32_t>(row[d + 1]) : 0;
     return std::bit_cast<float>(first | second >> 16);
   }
 
-  bool few_rows() const { return rows_ < static_cast<Index>(block_rows); }
+  bool few_rows() const {
+    return in_amx ? rows_ <= amx::tile_rows : rows_ < static_cast<Index>(block_rows);
+  }
+  // Writes a row of words as a column of q_across_, with the halves as they are in memory.
+  void put_across(const float* row, Index words, Index r) {
+    for (Index w = 0; w < words; ++w)
+      q_across_[w * amx::tile_rows + r] =
+          std::bit_cast<float>(std::rotl(std::bit_cast<std::uint32_t>(row[w]), 16));
+  }
 
   // The keys of this tile, relative to its first key, that at least one row of [r, r + count) may
   // see.
@@ -248,8 +264,19 @@ class RowBlock {
   void score_packed(const float* keys) {
     const float scale = stages_.scale(p_.scale);
     const KeyRange any = seen_in_tile(0, rows_);
-    const Index words = words_of(s_.dim);
-    if (rows_ == 1) {
+    const Index words = plan_.key_words();
+    if constexpr (in_amx) {
+      for (Index panel = any.begin / panel_width * panel_width; panel < any.end;
+           panel += panel_width)
+        for_blocks<operands>(rows_, [&](auto block, Index r) {
+          const KeyRange& seen = seen_[r];
+          if (panel + panel_width <= seen.begin || panel >= seen.end) return;
+          amx::multiply(block.size(), q_.get() + r * words, words, keys + panel * words, words,
+                        amx::Sum::from_zero, scores_.get() + r * score_stride + panel,
+                        score_stride);
+        });
+      if (!scales_late()) scale_scores(scale, any);
+    } else if (rows_ == 1) {
       for_panels(
           any.begin / panel_width * panel_width, any.end, [&](auto panels, Index panel) HWY_ATTR {
             const float* from = keys + panel * words;
@@ -273,27 +300,52 @@ class RowBlock {
     }
   }
 
+  // Whether the softmax multiplies by the scale, and saves a pass over the scores: it can where
+  // nothing but -inf was added to them.
+  bool scales_late() const { return in_amx && p_.softcap == 0 && !bias_.active() && p_.scale > 0; }
+  void scale_scores(float scale, const KeyRange& any) {
+    const Lanes d;
+    const Index n = static_cast<Index>(hn::Lanes(d));
+    const Vector s = hn::Set(d, scale);
+    for (Index r = 0; r < rows_; ++r)
+      for (Index j = any.begin / n * n; j < any.end; j += n) {
+        float* at = scores_.get() + r * score_stride + j;
+        hn::Store(hn::Mul(hn::Load(d, at), s), d, at);
+      }
+  }
+
   // With few rows, transposing keys once more for each register block costs less than storing them
   // transposed.
   template <class Tiles>
   bool score_in_place(Index tile, const Tiles& tiles) {
     if constexpr (Tiles::stored) {
-      if (!few_rows()) return false;
+      // AMX reads whole chunks of a key.
+      if (!few_rows() || (in_amx && s_.dim % (2 * amx::chunk_words) != 0)) return false;
       const float scale = stages_.scale(p_.scale);
       const KeyRange any = seen_in_tile(0, rows_);
       for (Index j = any.begin / panel_width * panel_width; j < any.end; j += panel_width) {
         const PanelRows keys = tiles.panel(tile, j);
-        if constexpr (in_pairs) {
-          for_small_blocks(0, rows_, [&](auto block, Index r) {
-            bf16::score_rows(
-                block.size(), q_.get() + r * s_.dim, s_.dim,
-                {{keys.half[0], keys.half[1]}, keys.stride, {keys.ahead[0], keys.ahead[1]}}, scale,
-                scores_.get() + r * score_stride + j);
-          });
+        float* to = scores_.get() + j;
+        if constexpr (in_words) {
+          const bf16::KeyRows rows{
+              {keys.half[0], keys.half[1]}, keys.stride, {keys.ahead[0], keys.ahead[1]}};
+          if constexpr (in_amx) {
+            constexpr Index n = amx::tile_rows;
+            alignas(64) float sums[2 * n * n];
+            amx::multiply_stored(rows, q_across_.get(), plan_.key_words(), sums);
+            for (Index half = 0; half < 2; ++half)
+              bf16::transpose_words(sums + half * n * n, n, to + half * n, score_stride);
+          } else {
+            for_small_blocks(0, rows_, [&](auto block, Index r) {
+              bf16::score_rows(block.size(), q_.get() + r * s_.dim, s_.dim, rows, scale,
+                               to + r * score_stride);
+            });
+          }
         } else {
-          score_stored_keys(q_.get(), rows_, s_.dim, keys, scale, scores_.get() + j);
+          score_stored_keys(q_.get(), rows_, s_.dim, keys, scale, to);
         }
       }
+      if (in_amx && !scales_late()) scale_scores(scale, any);
       return true;
     }
     return false;
@@ -331,8 +383,13 @@ class RowBlock {
   void update_softmax(Index tile) {
     const Lanes d;
     const Index n = static_cast<Index>(hn::Lanes(d));
+    const bool late = scales_late();
+    const Vector scale = hn::Set(d, stages_.scale(p_.scale));
     for (Index r = 0; r < rows_; ++r) {
       float* row = scores_.get() + r * score_stride;
+      if (late)
+        for (Index j = 0; j < width_; j += n)
+          hn::Store(hn::Mul(hn::Load(d, row + j), scale), d, row + j);
       Vector tile_max = hn::Load(d, row);
       for (Index j = n; j < width_; j += n) tile_max = hn::Max(tile_max, hn::Load(d, row + j));
       const float old_max = split_.max[r];
@@ -362,7 +419,7 @@ class RowBlock {
     observe(Stage::rescale, correction_, 1, 1);
     observe(Stage::weights, scores_.get(), width_, score_stride);
     observe(Stage::row_sum, split_.sum, 1, 1);
-    if constexpr (in_pairs)
+    if constexpr (in_words)
       for (Index r = 0; r < rows_; ++r)
         bf16::pack_weights(scores_.get() + r * score_stride, width_);
   }
@@ -372,7 +429,7 @@ class RowBlock {
   // Applies dropout after the row sums, because the normaliser is computed before dropout.
   void drop_weights() {
     // A scaled weight would be rounded to bf16 with its scale. Pairs are scaled in the end instead.
-    const float scale = in_pairs ? 1.0f : keep_scale();
+    const float scale = in_words ? 1.0f : keep_scale();
     const std::uint64_t threshold = dropout_threshold(p_.dropout);
     for (Index r = 0; r < rows_; ++r)
       for (Index j = 0; j < width_; ++j) {
@@ -389,8 +446,33 @@ class RowBlock {
     if (accumulate_in_place(tile, tiles)) return;
     const PackedValues values = tiles.values(tile);
     if (values.not_finite) return accumulate_visible(values.data);
-    for_row_blocks(rows_,
-                   [&](auto block, Index r) HWY_ATTR { accumulate_block(block, r, values.data); });
+    for_blocks<operands>(rows_, [&](auto block, Index r) HWY_ATTR {
+      if constexpr (in_amx) accumulate_chunks(block.size(), r, values.data);
+      else accumulate_block(block, r, values.data);
+    });
+  }
+
+  // Chunks of words that begin or end outside of the keys that the block sees have weights of 0
+  // there, and finite values.
+  void accumulate_chunks(Index rows, Index r, const float* packed) {
+    const KeyRange& seen = seen_[r];
+    if (seen.begin >= seen.end) return;
+    const Lanes d;
+    const Index n = static_cast<Index>(hn::Lanes(d));
+    float* accumulator = split_.accumulator + r * accumulator_stride_;
+    for (Index i = 0; i < rows; ++i) {
+      if (correction_[r + i] == 1) continue;
+      const Vector correction = hn::Set(d, correction_[r + i]);
+      for (float* at = accumulator + i * accumulator_stride_;
+           at < accumulator + (i + 1) * accumulator_stride_; at += n)
+        hn::Store(hn::Mul(hn::Load(d, at), correction), d, at);
+    }
+    const Index first = seen.begin / per_word / amx::chunk_words * amx::chunk_words,
+                words = amx::whole_chunks(words_of(seen.end)) - first;
+    for (Index c = 0; c < s_.value_dim; c += panel_width)
+      amx::multiply(rows, scores_.get() + r * score_stride + first, score_stride,
+                    packed + c * (width_ / per_word) + first * panel_width, words, amx::Sum::onto,
+                    accumulator + c, accumulator_stride_);
   }
 
   template <class Block>
@@ -425,7 +507,7 @@ class RowBlock {
   // it does not matter what V holds at masked keys.
   template <class Tiles>
   bool accumulate_in_place(Index tile, const Tiles& tiles) {
-    if constexpr (Tiles::stored) {
+    if constexpr (Tiles::stored && !in_amx) {
       if (!few_rows() || bias_.active()) return false;
       KeyRange seen = seen_in_tile(0, rows_);
       for (Index r = 0; r < rows_; ++r)
@@ -486,9 +568,13 @@ class RowBlock {
     for (Index r = 0; r < rows_; ++r) {
       float* row = split_.accumulator + r * accumulator_stride_;
       for (Index c = 0; c < s_.value_dim; ++c) row[c] *= correction_[r];
+      if constexpr (in_amx) {
+        add_visible_chunks(r, values, row);
+        continue;
+      }
       for (Index w = 0; w < width_ / per_word; ++w) {
         const float weight = scores_[r * score_stride + w];
-        if constexpr (in_pairs) add_visible_pair(r, w, weight, values, row);
+        if constexpr (in_words) add_visible_pair(r, w, weight, values, row);
         else if (is_visible(r, key0_ + w)) add_visible(w, weight, values, row);
       }
     }
@@ -501,9 +587,33 @@ class RowBlock {
           values[c / panel_width * panel_width * width_ + j * panel_width + c % panel_width],
           row[c]);
   }
+  // The bits of a word of values that the row sees.
+  std::uint32_t visible_bits(Index r, Index w) const {
+    return (is_visible(r, key0_ + 2 * w) ? 0xFFFF0000 : 0) |
+           (is_visible(r, key0_ + 2 * w + 1) ? 0x0000FFFF : 0);
+  }
+  // One row of a tile of rows, with values of its own in which all that it does not see is 0.
+  void add_visible_chunks(Index r, const float* values, float* row) const {
+    constexpr Index most_words = score_stride / per_word;
+    const Index words = width_ / per_word;
+    alignas(64) float weights[amx::tile_rows * most_words] = {}, sums[amx::tile_rows * panel_width],
+                                               visible[most_words * panel_width];
+    std::copy_n(scores_.get() + r * score_stride, words, weights);
+    for (Index c = 0; c < s_.value_dim; c += panel_width) {
+      for (Index w = 0; w < words; ++w) {
+        const std::uint32_t kept = visible_bits(r, w);
+        for (Index lane = w * panel_width; lane < (w + 1) * panel_width; ++lane)
+          visible[lane] = std::bit_cast<float>(
+              kept == 0 ? 0 : std::bit_cast<std::uint32_t>(values[c * words + lane]) & kept);
+      }
+      std::fill_n(sums, amx::tile_rows * panel_width, 0.0f);
+      std::copy_n(row + c, panel_width, sums);
+      amx::multiply(1, weights, words, visible, words, amx::Sum::onto, sums, panel_width);
+      std::copy_n(sums, panel_width, row + c);
+    }
+  }
   void add_visible_pair(Index r, Index w, float weight, const float* values, float* row) const {
-    const std::uint32_t kept = (is_visible(r, key0_ + 2 * w) ? 0xFFFF0000 : 0) |
-                               (is_visible(r, key0_ + 2 * w + 1) ? 0x0000FFFF : 0);
+    const std::uint32_t kept = visible_bits(r, w);
     for (Index c = 0; kept != 0 && c < s_.value_dim; c += panel_width)
       bf16::add_word(weight, values + c * (width_ / 2) + w * panel_width, kept, row + c);
   }
@@ -556,7 +666,8 @@ class RowBlock {
   const Stages& stages_;
   const ElementBias bias_;
   const Index width_, accumulator_stride_, capacity_;
-  hwy::AlignedFreeUniquePtr<float[]> q_, q_row_, scores_, accumulators_, bias_row_, of_row_;
+  hwy::AlignedFreeUniquePtr<float[]> q_, q_row_, q_across_, scores_, accumulators_, bias_row_,
+      of_row_;
   const RowState split_, total_;
   float* const tile_sum_;
   float* const correction_;

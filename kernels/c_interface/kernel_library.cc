@@ -64,7 +64,7 @@ assay_status backward(const assay_attention* problem, const assay_tensor* o,
         {of_shape(gradients->dq, "dq", s.q_extents()), of_shape(gradients->dk, "dk", s.k_extents()),
          of_shape(gradients->dv, "dv", s.v_extents()), view_of(gradients->d_bias, "d_bias"),
          view_of(gradients->d_sink, "d_sink")},
-        run->threads);
+        on(run));
   });
 }
 
@@ -234,7 +234,7 @@ assay_status multiply(const assay_tensor* a, const assay_low_bit* w, const assay
     std::shared_ptr<const PackedWeights> packed;
     if (Status status = PackedWeights::pack(low_bit_view(w, "w"), packed); !status.ok())
       return status;
-    return product(view_of(a, "a"), *packed, view_of(c, "c"), run->threads);
+    return product(view_of(a, "a"), *packed, view_of(c, "c"), on(run));
   });
 }
 
@@ -244,7 +244,7 @@ assay_status multiply_low_bit(const assay_low_bit* a, const assay_low_bit* w, co
     std::shared_ptr<const PackedWeights> packed;
     if (Status status = PackedWeights::pack(low_bit_view(w, "w"), packed); !status.ok())
       return status;
-    return product(low_bit_view(a, "a"), *packed, view_of(c, "c"), run->threads);
+    return product(low_bit_view(a, "a"), *packed, view_of(c, "c"), on(run));
   });
 }
 

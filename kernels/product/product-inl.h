@@ -107,6 +107,15 @@ class HalfBlock {
 #endif
     }
   }
+#if HWY_TARGET != HWY_SCALAR
+  // A pair of bf16 in each lane, k = 2 * pair in the lower half.
+  template <std::size_t pair>
+  HWY_INLINE Vector pair_at() const
+    requires is_nibble<code>
+  {
+    return pair == 0 ? first_ : second_;
+  }
+#endif
 
  private:
   const std::uint8_t* from_ = nullptr;

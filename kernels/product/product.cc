@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "kernels/overlap.h"
+#include "kernels/product/product_amx.h"
 #include "kernels/product/product_plan.h"
 #include "kernels/simd/scratch.h"
 
@@ -39,8 +40,11 @@ Status check_view(const char* name, const TensorView& t, const Extents& wanted) 
   return {};
 }
 
-RunProduct production_kernel(const PackedWeights& w, const Target& target) {
+RunProduct kernel_of_floats(const PackedWeights& w, const Target& target) {
   return traits(w.format()).bits == 4 ? nibble_product(target) : byte_product(target);
+}
+RunProduct kernel_for(Dtype a, const PackedWeights& w, const Target& target) {
+  return multiplies_with_amx(target, a) ? product_of_amx() : kernel_of_floats(w, target);
 }
 
 }  // namespace
@@ -105,7 +109,7 @@ Status product(const TensorView& a, const PackedWeights& w, const TensorView& c,
   plan.c = c;
   plan.m = a.shape[2];
   plan.threads = how.threads;
-  return plan_and_run_product(plan, production_kernel(w, how.target), nullptr);
+  return plan_and_run_product(plan, kernel_for(a.dtype, w, how.target), nullptr);
 }
 
 Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c,
@@ -116,7 +120,7 @@ Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c,
   plan.c = c;
   plan.m = a.n;
   plan.threads = how.threads;
-  return plan_and_run_product(plan, production_kernel(w, how.target), nullptr);
+  return plan_and_run_product(plan, kernel_of_floats(w, how.target), nullptr);
 }
 
 }  // namespace assay::kernels

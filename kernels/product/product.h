@@ -18,8 +18,10 @@ namespace assay::kernels {
 // - The result is bitwise the same for any number of rows and threads and for every variant. With
 //   few rows the kernel decodes weights while it multiplies; with many rows it first decodes a
 //   panel into fp32.
-// - The kernel needs a workspace for at most 768 rows of A in fp32, and about 160 KiB for each
-//   thread; if W has no scales, 256 bytes for each k instead.
+// - If A is bf16 and the target has AMX, groups are summed in chunks of 32, with subnormal numbers
+//   as 0 (product_amx.h), and any number of rows multiplies panels that were decoded first.
+// - The kernel needs a workspace for at most 768 rows of A in fp32 (for AMX twice that if groups
+//   have 8 k), and about 160 KiB for each thread; if W has no scales, 256 bytes for each k instead.
 Status product(const TensorView& a, const PackedWeights& w, const TensorView& c,
                const Execution& how = {});
 // Computes the same with a low-bit A, whose columns run along k (mxfp4, nvfp4, f8e4m3, f8e5m2). A

@@ -32,6 +32,8 @@ float decode_low_bit(const LowBitView& w, Index k, Index n);
 // The production kernels for weights of four and of eight bits, compiled for a target.
 RunProduct nibble_product(const Target& target);
 RunProduct byte_product(const Target& target);
+// That with AMX (product_amx.h); null if this program holds none.
+RunProduct product_of_amx();
 
 // Checks the dtypes, shapes and reach of A [m, k] and C [m, n], and that C overlaps nothing.
 Status check_product(const ProductOperands& operands, Index k, Index n);

@@ -118,6 +118,29 @@ void score_block(std::index_sequence<R...> rows, const float* q, Index words, co
   store_scores(rows, left, right, scale, score_stride, scores);
 }
 
+template <std::size_t... R>
+void dot_block(std::index_sequence<R...> rows, const float* a, Index a_panel, const float* b,
+               Index words, float scale, float* out) {
+  __m512 left[] = {((void)R, _mm512_setzero_ps())...},
+         right[] = {((void)R, _mm512_setzero_ps())...};
+  for (Index w = 0; w < words; w += panel_width, a += a_panel, b += panel_width * panel_width)
+    multiply_add<panel_width, 1>(rows, a, PackedWords{b, 0}, std::min(panel_width, words - w), left,
+                                 right);
+  store_scores(rows, left, right, scale, weight_stride, out);
+}
+
+template <std::size_t row_step, std::size_t depth_step, std::size_t... R>
+void add_product(std::index_sequence<R...> rows, const float* a, const float* b, Index words,
+                 float* total) {
+  __m512 left[] = {((void)R, _mm512_setzero_ps())...},
+         right[] = {((void)R, _mm512_setzero_ps())...};
+  multiply_add<row_step, depth_step>(rows, a, PackedWords{b, 0}, words, left, right);
+  const auto add = [total](std::size_t at, __m512 sum) {
+    _mm512_store_ps(total + at, _mm512_add_ps(_mm512_load_ps(total + at), sum));
+  };
+  ((add(R * panel_width, left[R]), add(R * panel_width + lanes, right[R])), ...);
+}
+
 template <std::size_t... P>
 void score_panels(std::index_sequence<P...> panels, const float* q, Index words, const float* keys,
                   Index panel_step, float scale, float* scores) {
@@ -276,6 +299,31 @@ void pack_weights(float* row, Index count) {
   }
 }
 
+void pack_weights(const float* first, const float* second, Index count, float* to) {
+  for (Index j = 0; j < count; j += lanes) {
+    const __m512bh rounded =
+        _mm512_cvtne2ps_pbh(_mm512_load_ps(first + j), _mm512_load_ps(second + j));
+    const auto halves = reinterpret_cast<__m512i>(rounded);
+    _mm512_store_si512(to + j,
+                       words_of_rows(_mm512_shuffle_i64x2(halves, halves, 0xEE), halves, 0));
+  }
+}
+
+void transpose_words(const float* from, Index from_stride, float* to, Index to_stride) {
+  // The blocks of load_blocks are four words of a row here.
+  const auto* rows = reinterpret_cast<const std::byte*>(from);
+  for (Index c = 0; c < lanes; c += 4)
+    transpose_block(rows + 4 * c, 4 * from_stride, [&](Index w, __m512i words) {
+      _mm512_store_si512(to + (c + w) * to_stride, swapped(words));
+    });
+}
+
+void pack_row(const std::byte* row, Index words, float* to, Index panel_step) {
+  for (Index w = 0; w < words; w += panel_width, to += panel_step)
+    for (Index half = 0; half < panel_width; half += lanes)
+      _mm512_store_si512(to + half, swapped(_mm512_loadu_si512(row + 4 * (w + half))));
+}
+
 void score_panel(std::size_t rows, const float* q, Index words, const float* keys, float scale,
                  float* scores) {
   with_block(rows, [&](auto block) { score_block(block, q, words, keys, scale, scores); });
@@ -319,6 +367,19 @@ void value_row(std::size_t panels, const float* weights, const ValueRows& values
   with_panels(panels, [&](auto p) {
     value_panels(p, weights, StoredWords{values}, words, correction, accumulator);
   });
+}
+
+void dot_panel(std::size_t rows, const float* a, Index a_panel, const float* b, Index words,
+               float scale, float* out) {
+  with_block(rows, [&](auto block) { dot_block(block, a, a_panel, b, words, scale, out); });
+}
+
+void add_over_rows(std::size_t keys, const float* a, const float* b, Index words, float* total) {
+  with_block(keys, [&](auto block) { add_product<1, weight_stride>(block, a, b, words, total); });
+}
+
+void add_over_keys(std::size_t rows, const float* a, const float* b, Index words, float* total) {
+  with_block(rows, [&](auto block) { add_product<weight_stride, 1>(block, a, b, words, total); });
 }
 
 void add_word(float weight, const float* values, std::uint32_t kept, float* accumulator) {

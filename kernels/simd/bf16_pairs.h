@@ -9,7 +9,7 @@
 // description.
 //
 // Panels are 32 columns wide. Words and panels are aligned for a vector. A row of scores and
-// weights has `score_stride` floats.
+// weights has `score_stride` floats, in the backward pass `weight_stride`.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ namespace assay::kernels::bf16 {
 // Whether this program holds the code, and this machine has the instruction.
 bool runs();
 
-inline constexpr Index panel_width = 32, score_stride = 128 + 16;
+inline constexpr Index panel_width = 32, score_stride = 128 + 16, weight_stride = 96 + 16;
 
 constexpr Index words_of(Index elements) { return (elements + 1) / 2; }
 
@@ -55,6 +55,13 @@ std::uint16_t pack_values(const std::byte* first, const std::byte* second, Index
                           Index panel_step);
 // Rounds a row of weights to bf16 and packs them to words, in place. `count` is a multiple of 32.
 void pack_weights(float* row, Index count);
+// Rounds two rows of weights to bf16 and packs them to `count` words, a multiple of 16.
+void pack_weights(const float* first, const float* second, Index count, float* to);
+// Transposes 16 rows of 16 words.
+void transpose_words(const float* from, Index from_stride, float* to, Index to_stride);
+// Packs a row of Q or dO, which is whole panels of 32 words, with `panel_step` floats from one
+// panel to the next.
+void pack_row(const std::byte* row, Index words, float* to, Index panel_step);
 
 // Computes scores = scale * Q K^T for a panel of keys and 1 to 4 or 12 rows. The words of Q are
 // interleaved: for each word of the head dimension, those of all rows lie side by side.
@@ -76,6 +83,14 @@ void value_panel(std::size_t rows, const float* weights, const ValueRows& values
                  const float* correction, float* accumulator, Index accumulator_stride);
 void value_row(std::size_t panels, const float* weights, const ValueRows& values, Index words,
                float correction, float* accumulator);
+// Computes a tile of A B^T times `scale` for a panel of rows of B, which pack_keys packed, and 1 to
+// 4 or 12 rows of A, which lie in panels of words as pack_row packs them.
+void dot_panel(std::size_t rows, const float* a, Index a_panel, const float* b, Index words,
+               float scale, float* out);
+// Compute total += A B for a panel of columns, where the product is summed on its own first. The
+// words of A are pairs of its rows, where sums go over rows, or of its keys.
+void add_over_rows(std::size_t keys, const float* a, const float* b, Index words, float* total);
+void add_over_keys(std::size_t rows, const float* a, const float* b, Index words, float* total);
 // Adds the products of one word of weights with the words of a panel of columns. Halves of the
 // latter that `kept` has no bits for count as 0.
 void add_word(float weight, const float* values, std::uint32_t kept, float* accumulator);
