@@ -63,10 +63,9 @@ class DeviceBackend : public AttentionBackend {
 
 // Computes C = A W on the device for the dense formats of four-bit floats (mxfp4, nvfp4, fp4). A
 // [1, 1, M, K] and C [1, 1, M, N] are f32, f16 or bf16, with any strides. If the device keeps
-// subnormal numbers and the host has FMA, the bits are those of the host's product()
-// without AMX. The function
-// refuses what product() refuses; other formats are unsupported. C is written after the device's
-// last call.
+// subnormal numbers and the host has FMA, the bits are those of the host's product() without AMX.
+// The function refuses what product() refuses; other formats are unsupported. C is written after
+// the device's last call.
 Status device_product(DeviceSession& session, const TensorView& a, const LowBitView& w,
                       const TensorView& c, const Execution& how = {});
 bool device_product_supports(LowBit format);
