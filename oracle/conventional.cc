@@ -139,7 +139,7 @@ Contract flushing(const Conventions& conventions, const Contract& contract, Oper
   return flushes;
 }
 
-// bounds_product.md, 2, Operands that are read as 0
+// bounds_product.md, 2, Operands that are read as 0: the floor where subnormals are flushed
 ProductContract flushing(const Conventions& conventions, const ProductContract& contract) {
   if (conventions.of<Subnormals>() != Subnormals::flushed) return contract;
   ProductContract flushes = contract;
