@@ -60,9 +60,9 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     // A key that dropout drops has the value 0.
     const bool kept = block.kept.empty() || block.kept[block.pair(r, j)];
     const double kept_value = kept ? 1 : 0;
-    Lanes8 from_mean{}, from_neighbour{};
+    Doubles from_mean{}, from_neighbour{};
     for (Index c = 0; c < columns; c += lane_count) {
-      const Lanes8 x = load_lanes(v + c), scale = load_lanes(inverse.data() + c);
+      const Doubles x = load_lanes(v + c), scale = load_lanes(inverse.data() + c);
       from_mean = larger(from_mean, absolute(kept_value * x - load_lanes(o.data() + c)) * scale);
       from_neighbour = larger(from_neighbour, absolute(x - load_lanes(neighbour + c)) * scale);
     }
