@@ -64,12 +64,48 @@ struct RowState {
   bool first_split = true;
 };
 
+// A few vectors of columns of a row, beside each other.
+template <class T>
+struct ColumnSums {
+  static constexpr int most = 4;
+  LanesOf<T> centre[most] = {}, sum[most] = {}, partial[most] = {}, total[most] = {};
+};
+
+// Adds keys [begin, end) to n vectors of columns. The sums are local, so that they stay in
+// registers.
+template <class T, bool with_prefix, int n>
+void add_keys(const T* values, Index columns, Index begin, Index end, const char* visible,
+              const T* centred, const T* kept, ColumnSums<T>& of) {
+  using Lanes = LanesOf<T>;
+  ColumnSums<T> sums = of;
+  for (Index j = begin; j < end; ++j) {
+    if (visible && !visible[j]) continue;
+    const T* v = values + j * columns;
+    const Lanes weight = centred[j] - Lanes{};
+    for (int l = 0; l < n; ++l) {
+      const Lanes x = load_lanes(v + l * lanes_of<T>);
+      sums.sum[l] = multiply_add(weight, absolute(x - sums.centre[l]), sums.sum[l]);
+      if constexpr (with_prefix) {
+        sums.partial[l] = multiply_add(kept[j] - Lanes{}, x, sums.partial[l]);
+        sums.total[l] += absolute(sums.partial[l]);
+      }
+    }
+  }
+  of = sums;
+}
+template <class T, bool with_prefix, class... Rest>
+void add_keys(int n, Rest&&... rest) {
+  if (n == 4) add_keys<T, with_prefix, 4>(rest...);
+  else if (n == 3) add_keys<T, with_prefix, 3>(rest...);
+  else if (n == 2) add_keys<T, with_prefix, 2>(rest...);
+  else add_keys<T, with_prefix, 1>(rest...);
+}
+
 template <class T, bool with_prefix>
 void column_sums_in(const Matrix<T>& values, Index key0, const std::vector<SeenKeys>& seen,
                     const PartialSums& counted, const Matrix<T>& centred, const Matrix<T>& kept,
                     const RowMajor& o, RowMajor& out_centred, RowMajor& out_prefix) {
-  using Lanes = LanesOf<T>;
-  constexpr int width = lanes_of<T>, most_vectors = 4;
+  constexpr int width = lanes_of<T>, most_vectors = ColumnSums<T>::most;
   constexpr Index longest_chunk = 128;
   const Index columns = values.cols(), count = centred.cols();
   const auto padded = usize(columns);
@@ -92,46 +128,29 @@ void column_sums_in(const Matrix<T>& values, Index key0, const std::vector<SeenK
           with_prefix && (counted.ends_split(key0 + end) || (last && !state.first_split));
       for (Index c = 0; c < columns; c += most_vectors * width) {
         const auto vectors = static_cast<int>(std::min<Index>(most_vectors, (columns - c) / width));
-        Lanes centre[most_vectors] = {}, sum[most_vectors] = {}, partial[most_vectors] = {},
-              total[most_vectors] = {};
+        ColumnSums<T> sums;
         for (int l = 0; l < vectors; ++l) {
-          for (int k = 0; k < width; ++k) centre[l][k] = static_cast<T>(o(row, c + l * width + k));
-          if constexpr (with_prefix) partial[l] = load_lanes(state.partial.data() + c + l * width);
+          for (int k = 0; k < width; ++k)
+            sums.centre[l][k] = static_cast<T>(o(row, c + l * width + k));
+          if constexpr (with_prefix)
+            sums.partial[l] = load_lanes(state.partial.data() + c + l * width);
         }
-        auto add_key = [&](Index j, int n) {
-          const T* v = values.data() + (key0 + j) * columns + c;
-          const Lanes weight = centred_row[j] - Lanes{};
-          for (int l = 0; l < n; ++l) {
-            const Lanes x = load_lanes(v + l * width);
-            sum[l] = multiply_add(weight, absolute(x - centre[l]), sum[l]);
-            if constexpr (with_prefix) {
-              partial[l] = multiply_add(kept_row[j] - Lanes{}, x, partial[l]);
-              total[l] += absolute(partial[l]);
-            }
-          }
-        };
-        if (visible) {
-          for (Index j = begin; j < end; ++j)
-            if (visible[j]) add_key(j, vectors);
-        } else if (vectors == most_vectors) {
-          for (Index j = begin; j < end; ++j) add_key(j, most_vectors);
-        } else {
-          for (Index j = begin; j < end; ++j) add_key(j, vectors);
-        }
+        add_keys<T, with_prefix>(vectors, values.data() + key0 * columns + c, columns, begin, end,
+                                 visible, centred_row, kept_row, sums);
         for (int l = 0; l < vectors; ++l)
           for (int k = 0; k < width; ++k) {
             const Index column = c + l * width + k;
-            out_centred(row, column) += static_cast<double>(sum[l][k]);
+            out_centred(row, column) += static_cast<double>(sums.sum[l][k]);
             if constexpr (with_prefix) {
-              double more = static_cast<double>(total[l][k]);
-              const double own = std::fabs(static_cast<double>(partial[l][k]));
+              double more = static_cast<double>(sums.total[l][k]);
+              const double own = std::fabs(static_cast<double>(sums.partial[l][k]));
               if (merges) {
                 double& merged = state.merged[usize(column)];
                 const double before = merged;
-                merged += static_cast<double>(partial[l][k]);
+                merged += static_cast<double>(sums.partial[l][k]);
                 if (!state.first_split)
                   more += counted.merge * (std::fabs(before) + own + std::fabs(merged));
-                partial[l][k] = 0;
+                sums.partial[l][k] = 0;
               } else if (tile_end && !last) {
                 more += counted.tile_end * own;
               }
@@ -140,7 +159,7 @@ void column_sums_in(const Matrix<T>& values, Index key0, const std::vector<SeenK
           }
         if constexpr (with_prefix)
           for (int l = 0; l < vectors; ++l)
-            store_lanes(state.partial.data() + c + l * width, partial[l]);
+            store_lanes(state.partial.data() + c + l * width, sums.partial[l]);
       }
       if (merges) state.first_split = false;
     }
