@@ -95,6 +95,8 @@ void configure(Index rows) {
   Configuration configuration;
   for (int of_a_or_c = 0; of_a_or_c < 6; ++of_a_or_c)
     configuration.rows[of_a_or_c] = static_cast<std::uint8_t>(rows);
+  // The intrinsic tells the compiler that it reads eight bytes. It reads all of them.
+  asm volatile("" : : "r"(&configuration) : "memory");
   _tile_loadconfig(&configuration);
 }
 void release() { _tile_release(); }
