@@ -1,6 +1,6 @@
-// Inside oracle/: vectors of doubles or floats, in the vector extension of gcc and clang. They serve
-// the sums of a bound that are not matrix products: sums of absolute values of differences, and of
-// partial sums.
+// Inside oracle/: vectors of doubles or floats, in the vector extension of gcc and clang. They
+// serve the sums of a bound that are not matrix products: sums of absolute values of differences,
+// and of partial sums.
 #pragma once
 
 #include <cstdint>
